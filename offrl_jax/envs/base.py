@@ -1,0 +1,81 @@
+"""The two kinds of environment, and what one step of either returns.
+
+A *pure* environment is a pair of functions that run inside `jit`, so that whole episodes
+are one compiled program.  A *host* environment steps a batch of episodes outside of it.
+Policies always act in [-1, 1]; an environment scales to its own bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from offrl_jax.types import Array, Key, Spec
+
+
+class TimeStep(NamedTuple):
+    """What follows an action: of one episode (pure) or of n episodes (host, `[n, ...]`).
+
+    Attributes:
+      obs: `[O]`, float32, the observation after the step (never that of a new episode).
+      reward: `[]`, float32.
+      terminated: `[]`, bool; the episode reached a terminal state.
+      truncated: `[]`, bool; the time limit was hit.
+      success: `[]`, bool; the task's own criterion was met at this step, always false
+        where the task has none.  An episode succeeds if any of its steps does.
+    """
+
+    obs: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    success: Any
+
+
+class PureEnv(NamedTuple):
+    """An environment as pure functions of one episode; batch it with `vmap`.
+
+    Attributes:
+      name: environment id with its version.
+      spec: dimensions and horizon.
+      reset: `key -> (state, obs [O])`; all randomness of an episode comes from `key`.
+      step: `(state, action [A]) -> (state, TimeStep)`.
+      has_success: whether `TimeStep.success` means anything.
+    """
+
+    name: str
+    spec: Spec
+    reset: Callable[[Key], tuple[Any, Array]]
+    step: Callable[[Any, Array], tuple[Any, TimeStep]]
+    has_success: bool = False
+
+
+class HostEnv(Protocol):
+    """A batch of episodes advanced together outside of `jit` (NumPy in, NumPy out)."""
+
+    name: str
+    spec: Spec
+    has_success: bool
+    versions: Mapping[str, str]
+    """Versions of the simulators behind it, recorded in every row."""
+
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
+        """Starts `n = len(seeds)` fresh episodes; returns their observations `[n, O]`.
+
+        The same seed gives the same episode, whatever n is and whatever came before.
+        """
+        ...
+
+    def step(self, action: np.ndarray, active: np.ndarray) -> TimeStep:
+        """Advances the episodes where `active` `[n]` is true by `action` `[n, A]`.
+
+        Rows that are not active are not simulated; their entries repeat the last
+        observation with reward 0 and all flags false.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees simulators and threads."""
+        ...
