@@ -1,0 +1,1 @@
+"""Datasets: schema, local store, readers of published formats, generators."""
