@@ -1,0 +1,75 @@
+"""Environments behind one batched interface, by id.
+
+`make` gives a `PureEnv` (whole episodes inside `jit`) or a `HostEnv` (a batch of
+episodes stepped on the host), see `offrl_jax.envs.base`.  Simulators are imported when
+an environment that needs them is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from offrl_jax.envs import dmsd, pendulum, point_maze
+from offrl_jax.envs.base import HostEnv, PureEnv, TimeStep
+from offrl_jax.errors import unknown_name
+from offrl_jax.types import Spec
+
+__all__ = ["HostEnv", "PureEnv", "TimeStep", "known", "make", "spec_of"]
+
+_PURE: dict[str, Callable[[], PureEnv]] = {
+    pendulum.NAME: pendulum.make,
+    point_maze.NAME: point_maze.make,
+    dmsd.NAME: dmsd.make,
+}
+
+_MUJOCO: dict[str, Spec] = {
+    "mujoco/HalfCheetah-v5": Spec(obs_dim=17, action_dim=6, horizon=1000),
+    "mujoco/Hopper-v5": Spec(obs_dim=11, action_dim=3, horizon=1000),
+    "mujoco/Walker2d-v5": Spec(obs_dim=17, action_dim=6, horizon=1000),
+    "neorl2/SafetyHalfCheetah-v1": Spec(obs_dim=18, action_dim=6, horizon=1000),
+}
+
+_BRIDGE = "gymnasium/"
+
+
+def known() -> list[str]:
+    """The ids of all environments of this package; `gymnasium/<id>` works besides."""
+    return sorted([*_PURE, *_MUJOCO])
+
+
+def make(env_id: str) -> PureEnv | HostEnv:
+    """Makes the environment of that id.
+
+    Args:
+      env_id: one of `known()`, or `gymnasium/<id>` for any registered Gymnasium
+        environment with box observations and bounded box actions.
+
+    Raises:
+      UsageError: the id is unknown, or Gymnasium's environment is of another kind.
+    """
+    if env_id in _PURE:
+        return _PURE[env_id]()
+    if env_id in _MUJOCO:
+        from offrl_jax.envs.mujoco import MujocoEnv
+
+        return MujocoEnv(env_id, _MUJOCO[env_id])
+    if env_id.startswith(_BRIDGE):
+        from offrl_jax.envs.gymnasium_bridge import GymnasiumEnv
+
+        return GymnasiumEnv(env_id.removeprefix(_BRIDGE))
+    raise unknown_name("environment", env_id, known())
+
+
+def spec_of(env_id: str) -> Spec:
+    """The dimensions and horizon of an environment; see `make` for ids and errors.
+
+    Only ids of the bridge need the environment itself to be made.
+    """
+    if env_id in _PURE:
+        return _PURE[env_id]().spec
+    if env_id in _MUJOCO:
+        return _MUJOCO[env_id]
+    env = make(env_id)
+    if not isinstance(env, PureEnv):
+        env.close()
+    return env.spec
