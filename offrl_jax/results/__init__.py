@@ -1,0 +1,54 @@
+"""Results on disk: rows of raw returns, the plan that asked for them, and locks.
+
+The ground floor of benchmark and leaderboard: the first writes, the second reads, and
+neither knows the other.  Standard library only, so that reading results needs no JAX.
+
+A results folder holds
+
+    plan.json                 what is to be run (`Plan`)
+    rows/<run_id>.jsonl       one `Row` per member and evaluation (or .jsonl.gz)
+    checkpoints/<run_id>/     the benchmark's own business
+    locks/<run_id>.lock       held while a process works on the job
+"""
+
+from offrl_jax.results.files import RowFile, read_rows
+from offrl_jax.results.folder import (
+    checkpoint_path,
+    lock,
+    lock_path,
+    plan_path,
+    row_path,
+    try_lock,
+)
+from offrl_jax.results.plan import (
+    Job,
+    Member,
+    Plan,
+    expected_keys,
+    merge,
+    read_plan,
+    write_plan,
+)
+from offrl_jax.results.rows import BEHAVIOUR, SCHEMA, Row, RowKey
+
+__all__ = [
+    "BEHAVIOUR",
+    "SCHEMA",
+    "Job",
+    "Member",
+    "Plan",
+    "Row",
+    "RowFile",
+    "RowKey",
+    "checkpoint_path",
+    "expected_keys",
+    "lock",
+    "lock_path",
+    "merge",
+    "plan_path",
+    "read_plan",
+    "read_rows",
+    "row_path",
+    "try_lock",
+    "write_plan",
+]
