@@ -1,4 +1,4 @@
-"""Prints pip constraints: the lowest version that pyproject.toml admits of each package.
+"""Prints pip constraints: the lowest version pyproject.toml admits of each package.
 
 `make test-lowest` installs under them, so that a lower bound is a tested claim.
 """
