@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from offrl_jax.envs import dmsd, pendulum, point_maze
 from offrl_jax.envs.base import HostEnv, PureEnv, TimeStep
+from offrl_jax.envs.mujoco_bodies import BODIES
 from offrl_jax.errors import unknown_name
 from offrl_jax.types import Spec
 
@@ -22,19 +23,12 @@ _PURE: dict[str, Callable[[], PureEnv]] = {
     dmsd.NAME: dmsd.make,
 }
 
-_MUJOCO: dict[str, Spec] = {
-    "mujoco/HalfCheetah-v5": Spec(obs_dim=17, action_dim=6, horizon=1000),
-    "mujoco/Hopper-v5": Spec(obs_dim=11, action_dim=3, horizon=1000),
-    "mujoco/Walker2d-v5": Spec(obs_dim=17, action_dim=6, horizon=1000),
-    "neorl2/SafetyHalfCheetah-v1": Spec(obs_dim=18, action_dim=6, horizon=1000),
-}
-
 _BRIDGE = "gymnasium/"
 
 
 def known() -> list[str]:
     """The ids of all environments of this package; `gymnasium/<id>` works besides."""
-    return sorted([*_PURE, *_MUJOCO])
+    return sorted([*_PURE, *BODIES])
 
 
 def make(env_id: str) -> PureEnv | HostEnv:
@@ -49,10 +43,10 @@ def make(env_id: str) -> PureEnv | HostEnv:
     """
     if env_id in _PURE:
         return _PURE[env_id]()
-    if env_id in _MUJOCO:
+    if env_id in BODIES:
         from offrl_jax.envs.mujoco import MujocoEnv
 
-        return MujocoEnv(env_id, _MUJOCO[env_id])
+        return MujocoEnv(env_id)
     if env_id.startswith(_BRIDGE):
         from offrl_jax.envs.gymnasium_bridge import GymnasiumEnv
 
@@ -67,8 +61,8 @@ def spec_of(env_id: str) -> Spec:
     """
     if env_id in _PURE:
         return _PURE[env_id]().spec
-    if env_id in _MUJOCO:
-        return _MUJOCO[env_id]
+    if env_id in BODIES:
+        return BODIES[env_id].spec
     env = make(env_id)
     if not isinstance(env, PureEnv):
         env.close()

@@ -1,8 +1,8 @@
 """The two kinds of environment, and what one step of either returns.
 
-A *pure* environment is a pair of functions that run inside `jit`, so that whole episodes
-are one compiled program.  A *host* environment steps a batch of episodes outside of it.
-Policies always act in [-1, 1]; an environment scales to its own bounds.
+A *pure* environment is a pair of functions that run inside `jit`, so that whole
+episodes are one compiled program.  A *host* environment steps a batch of episodes
+outside of it.  Policies always act in [-1, 1]; an environment scales to its own bounds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from offrl_jax.types import Array, Key, Spec
 
 
 class TimeStep(NamedTuple):
-    """What follows an action: of one episode (pure) or of n episodes (host, `[n, ...]`).
+    """What follows an action: of one episode (pure) or of n (host, `[n, ...]`).
 
     Attributes:
       obs: `[O]`, float32, the observation after the step (never that of a new episode).
-      reward: `[]`, float32.
+      reward: `[]`, float32; float64 from a host environment, whose simulator's it is.
       terminated: `[]`, bool; the episode reached a terminal state.
       truncated: `[]`, bool; the time limit was hit.
       success: `[]`, bool; the task's own criterion was met at this step, always false

@@ -177,7 +177,7 @@ def step(state: PointMazeState, action: Array) -> tuple[PointMazeState, TimeStep
         obs=observe(new),
         reward=reached.astype(jnp.float32),
         terminated=reached,
-        truncated=~reached & (new.t >= SPEC.horizon),
+        truncated=new.t >= SPEC.horizon,
         success=reached,
     )
 
