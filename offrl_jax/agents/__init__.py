@@ -1,0 +1,1 @@
+"""Offline RL algorithms: one file each, pure functions over explicit state."""
