@@ -1,8 +1,8 @@
 """Errors for people: what was wrong, with which value, and what to do.
 
-Every problem that a user can cause or cure is raised as an `OffrlError` whose message is
-one line; the command line prints that line and exits with the code of the class, without
-a traceback.  Anything else that escapes is a bug of ours.
+Every problem that a user can cause or cure is raised as an `OffrlError` whose message
+is one line; the command line prints that line and exits with the code of the class,
+without a traceback.  Anything else that escapes is a bug of ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class UsageError(OffrlError):
 
 
 class DataError(OffrlError):
-    """A dataset is absent, damaged or breaks the schema (file, field and row are named)."""
+    """A dataset is absent, damaged or breaks the schema."""
 
     exit_code = 3
 

@@ -7,7 +7,8 @@ Dimension letters, used in every docstring:
   T  tasks            H  settings (hyper-parameters)   S  seeds
 
 Units: returns are raw, scores are normalised and x100, times are seconds.
-All arrays are float32 unless a docstring says otherwise; keys are typed (`jax.random.key`).
+All arrays are float32 unless a docstring says otherwise; keys are typed
+(`jax.random.key`).
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Transitions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What an agent must know of a task: dimensions and horizon.  Actions lie in [-1, 1].
+    """What an agent must know of a task: dimensions and horizon.  Actions lie in [-1,
+    1].
 
     Tasks of equal spec can be trained as one population.
     """
@@ -64,18 +66,24 @@ class Spec:
 
 
 class InitFn(Protocol):
+    """Type of `Agent.init`."""
+
     def __call__(self, key: Key, hyper: Hyper) -> State:
         """Draws a fresh state."""
         ...
 
 
 class ActFn(Protocol):
+    """Type of `Agent.act`."""
+
     def __call__(self, key: Key, state: State, obs: Array, hyper: Hyper) -> Array:
         """Actions `[B, A]` in [-1, 1] for evaluation in `obs` `[B, O]`."""
         ...
 
 
 class UpdateFn(Protocol):
+    """Type of `Phase.update`."""
+
     def __call__(
         self, key: Key, state: State, batch: Transitions, hyper: Hyper
     ) -> tuple[State, Metrics]:
@@ -90,9 +98,9 @@ class Phase(NamedTuple):
       name: shown in bars and rows.
       update: see `UpdateFn`.
       stride: how many updates one call of `update` performs and is counted for.  It
-        receives as many batches, one after the other on the leading axis.  An actor that
-        is updated at every second critic update declares 2 and does so: under `vmap` a
-        `lax.cond` on the step would compute the actor's gradient every time.
+        receives as many batches, one after the other on the leading axis.  An actor
+        that is updated at every second critic update declares 2 and does so: under
+        `vmap` a `lax.cond` on the step would compute the actor's gradient every time.
     """
 
     name: str

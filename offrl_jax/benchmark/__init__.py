@@ -1,0 +1,1 @@
+"""Suites, plan, run loop, checkpoints: everything between a request and its rows."""

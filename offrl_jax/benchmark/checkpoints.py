@@ -1,0 +1,134 @@
+"""Checkpoints of whole populations: Orbax for the arrays, our own manifest for trust.
+
+Orbax restores a flipped byte silently, so a SHA-256 of every file is written beside
+each checkpoint after it is complete, and checked before it is read.  Two generations
+are kept; a damaged one is passed over, with a message, for the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from offrl_jax.errors import ResultsError
+
+Say = Callable[[str], None]
+
+_MANIFEST = "manifest.json"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one job, in `folder/<serial>/`, newest serial last.
+
+    A generation is a folder with Orbax's files, `meta.json` and `manifest.json`.  It is
+    written under a temporary name and renamed when complete, so that it exists whole or
+    not at all.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int = 2, say: Say = lambda line: None
+    ) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._say = say
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob("tmp-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    def generations(self) -> list[int]:
+        """Serial numbers of the complete checkpoints, ascending."""
+        found = (path.name for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(name) for name in found if name.isdigit())
+
+    def save(self, state: Any, meta: dict[str, Any]) -> None:
+        """Writes `state` (any pytree of arrays and keys) and `meta` (JSON).
+
+        Raises:
+          ResultsError: if the disk is full or not writable; what was there stays.
+        """
+        import orbax.checkpoint as ocp
+
+        serial = max(self.generations(), default=0) + 1
+        temporary = self.folder / f"tmp-{serial}"
+        try:
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(temporary.absolute() / "state", state)
+            (temporary / "meta.json").write_text(json.dumps(meta))
+            manifest = {
+                str(path.relative_to(temporary)): _digest(path)
+                for path in _files(temporary)
+            }
+            with (temporary / _MANIFEST).open("w") as stream:
+                json.dump(manifest, stream, indent=0)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.rename(self.folder / str(serial))
+        except (OSError, ValueError) as error:
+            # Orbax reports a full disk through tensorstore, as a ValueError.
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = str(error).splitlines()[0][:200]
+            raise ResultsError(
+                f"no checkpoint could be written to {self.folder} ({reason}); rows and "
+                "older checkpoints are intact, make room and run the same command again"
+            ) from error
+        for old in self.generations()[: -self.keep]:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def _damage(self, generation: Path) -> str | None:
+        """What is wrong with a generation, or None."""
+        try:
+            manifest = json.loads((generation / _MANIFEST).read_text())
+        except (OSError, ValueError):
+            return "its manifest is missing or unreadable"
+        for name, digest in manifest.items():
+            path = generation / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _digest(path) != digest:
+                return f"{name} does not match its checksum"
+        return None
+
+    def restore(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest undamaged checkpoint as `(state, meta)`, or None if there is none.
+
+        Args:
+          template: a state of the same structure, shapes and shardings; not modified.
+        """
+        import orbax.checkpoint as ocp
+
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            template,
+        )
+        for serial in reversed(self.generations()):
+            generation = self.folder / str(serial)
+            damage = self._damage(generation)
+            if damage is not None:
+                self._say(f"checkpoint {generation} is damaged ({damage}); not used")
+                continue
+            with ocp.StandardCheckpointer() as reader:
+                state = reader.restore(generation.absolute() / "state", abstract)
+            return state, json.loads((generation / "meta.json").read_text())
+        return None
+
+    def clear(self) -> None:
+        """Removes all checkpoints (of a finished job)."""
+        shutil.rmtree(self.folder, ignore_errors=True)

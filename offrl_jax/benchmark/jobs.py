@@ -1,0 +1,405 @@
+"""One job from its plan to its rows: train in chunks, evaluate, checkpoint, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from offrl_jax import envs
+from offrl_jax.agents.registry import get_entry, parse_label
+from offrl_jax.benchmark import provenance
+from offrl_jax.benchmark.checkpoints import Checkpoints
+from offrl_jax.benchmark.planning import config_from_plain
+from offrl_jax.benchmark.progress import Progress
+from offrl_jax.catalogue import LoadedTask, normalised_score
+from offrl_jax.datasets.schema import Episodes, to_transitions
+from offrl_jax.datasets.transforms import obs_stats, transform_reward
+from offrl_jax.envs.base import HostEnv, PureEnv
+from offrl_jax.errors import UsageError
+from offrl_jax.evaluation import EpisodeResults, Evaluator, standardise
+from offrl_jax.population import (
+    Population,
+    PopulationState,
+    make_mesh,
+    make_population,
+    place,
+)
+from offrl_jax.results import Job, Row, RowFile, checkpoint_path, row_path
+from offrl_jax.sources import DataTable, dataset_sampler, stack_tasks
+from offrl_jax.types import Agent, Hyper, ObsStats, Transitions
+
+CHECKPOINT_SECONDS = 25.0
+"""Longest training time between two checkpoints: a kill loses less than 30 s."""
+CHUNK_SECONDS = 1.0
+"""Aimed duration of one compiled call: a bar moves, a signal is heard."""
+FIRST_CHUNK = 64
+"""Updates of the first chunk, from which the speed is estimated."""
+
+
+class Stopped(Exception):
+    """The user asked to stop; everything is saved."""
+
+
+def prepare_task(
+    episodes: Episodes, obs_transform: str, reward_transform: str
+) -> tuple[Transitions, ObsStats]:
+    """Transitions as the agent sees them, and the statistics its policy needs.
+
+    Observations are standardised here, once, instead of in every batch.
+    """
+    stats = obs_stats(obs_transform, episodes.obs)
+    reward = transform_reward(reward_transform, episodes)
+    transitions = to_transitions(dataclasses.replace(episodes, reward=reward))
+    return transitions._replace(
+        obs=standardise(transitions.obs, stats),
+        next_obs=standardise(transitions.next_obs, stats),
+    ), stats
+
+
+class Prepared(NamedTuple):
+    """A job ready to be run.
+
+    Attributes:
+      agent: pure functions.
+      population: compiled on first use.
+      table: data on the devices.
+      task: `[M padded]`, index into the job's tasks, on the devices.
+      hyper: leaves `[M padded]`, on the devices.
+      stats: leaves `[M, O]`.
+      seeds: `[M]`.
+      envs: the environments, by id.
+      evaluated_by: per environment id, the members (indices into `[M]`) it evaluates.
+    """
+
+    agent: Agent
+    population: Population
+    table: DataTable
+    task: Any
+    hyper: Hyper
+    stats: ObsStats
+    seeds: np.ndarray
+    envs: dict[str, PureEnv | HostEnv]
+    evaluated_by: dict[str, np.ndarray]
+
+
+def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
+    """Builds agent, population and data of a job."""
+    entry = get_entry(parse_label(job.agent)[0])
+    config = config_from_plain(entry.config, job.config)
+    names = list(dict.fromkeys(member.task for member in job.members))
+    loaded = [tasks[name] for name in names]
+    agent = entry.make(config, loaded[0].spec)
+    prepared = [
+        prepare_task(task.train, config.obs_transform, config.reward_transform)
+        for task in loaded
+    ]
+    table = stack_tasks([transitions for transitions, _ in prepared])
+    task = np.array([names.index(member.task) for member in job.members], np.int32)
+    stats = jax.tree.map(
+        lambda *leaves: np.stack(leaves)[task], *(s for _, s in prepared)
+    )
+    hyper = entry.hyper(
+        **{
+            field.name: np.array(
+                [member.hyper[field.name] for member in job.members], np.float32
+            )
+            for field in dataclasses.fields(entry.hyper)
+        }
+    )
+    devices = jax.local_devices()[: job.split["devices"]]
+    population = make_population(
+        agent, dataset_sampler(), len(job.members), make_mesh(devices)
+    )
+    table, task_on_device, hyper = place(population, table, task, hyper)
+    by_env: dict[str, list[int]] = {}
+    for index, member in enumerate(job.members):
+        env_id = tasks[member.task].task.env_id
+        if env_id is None:
+            raise UsageError(
+                f"task '{member.task}' has no environment to evaluate in; leave it out "
+                "of the benchmark with --tasks"
+            )
+        by_env.setdefault(env_id, []).append(index)
+    return Prepared(
+        agent,
+        population,
+        table,
+        task_on_device,
+        hyper,
+        stats,
+        np.array([member.seed for member in job.members]),
+        {env_id: envs.make(env_id) for env_id in by_env},
+        {env_id: np.array(members) for env_id, members in by_env.items()},
+    )
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Seconds spent so far; survives a resume in the checkpoint's meta data."""
+
+    train: float = 0.0
+    compile: float = 0.0
+    split_changed: bool = False
+
+
+def run_job(
+    job: Job,
+    tasks: Mapping[str, LoadedTask],
+    folder: Path,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> None:
+    """Trains and evaluates a job, from wherever it was left, until all rows are there.
+
+    The caller holds the job's lock.
+
+    Args:
+      job: of the plan.
+      tasks: loaded tasks by id.
+      folder: of the results.
+      progress: bars.
+      stop: asked after every chunk; when true, everything is saved and `Stopped`
+      raised.
+
+    Raises:
+      Stopped: see `stop`.
+      ResultsError: a row or checkpoint could not be written.
+    """
+    with RowFile(row_path(folder, job.run_id), progress.say) as rows:
+        _Run(job, tasks, folder, rows, progress, stop).run()
+
+
+class _Run:
+    """The host loop of one job: owns clock, bar, rows and checkpoints."""
+
+    def __init__(
+        self,
+        job: Job,
+        tasks: Mapping[str, LoadedTask],
+        folder: Path,
+        rows: RowFile,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.job = job
+        self.tasks = tasks
+        self.rows = rows
+        self.progress = progress
+        self.stop = stop
+        self.checkpoints = Checkpoints(
+            checkpoint_path(folder, job.run_id), say=progress.say
+        )
+        self.ready = prepare(job, tasks)
+        # A policy is of no use without the statistics that its observations had.
+        self.extra = {"obs_stats": jax.tree.map(jax.numpy.asarray, self.ready.stats)}
+        self.clock = _Clock()
+        self.saved_at = time.monotonic()
+        self.all_updates = sum(job.phase_updates.values())
+        self.evaluators: dict[tuple[str, int], Evaluator] = {}
+        self.note = ""
+
+    def run(self) -> None:
+        job, agent = self.job, self.ready.agent
+        state = self.ready.population.init(self.ready.seeds, _head(self.ready))
+        phase, state = self._resume(state)
+        label = f"{job.agent} ({len(job.members)} runs)"
+        self.progress.begin(label, self.all_updates, self._done(phase, state))
+        for index in range(phase, len(agent.phases)):
+            if index > phase:
+                state = self.ready.population.next_phase(state)
+            state = self._train_phase(index, state)
+        self._save(len(agent.phases) - 1, state)
+        speed = len(job.members) * self.all_updates / max(self.clock.train, 1e-9)
+        self.progress.end(
+            f"{label}: done, {self.clock.train:.0f} s of training, "
+            f"{self.clock.compile:.0f} s of compilation, {speed:,.0f} updates/s"
+        )
+
+    def _resume(self, state: PopulationState) -> tuple[int, PopulationState]:
+        """The phase and state to continue with."""
+        found = self.checkpoints.restore({"population": state, **self.extra})
+        if found is None:
+            return 0, state
+        saved, meta = found
+        state = saved["population"]
+        self.clock = _Clock(**meta["clock"])
+        if meta["split"] != self._split():
+            self.clock.split_changed = True
+            self.progress.say(
+                f"{self.job.run_id}: continues on {self._split()}, was begun on "
+                f"{meta['split']}; its rows will say split_changed"
+            )
+        return meta["phase"], state
+
+    def _split(self) -> dict[str, Any]:
+        return {
+            "members": len(self.job.members),
+            "devices": self.ready.population.mesh.size,
+            "platform": jax.local_devices()[0].platform,
+        }
+
+    def _save(self, phase: int, state: PopulationState) -> None:
+        meta = {
+            "phase": phase,
+            "clock": dataclasses.asdict(self.clock),
+            "split": self._split(),
+        }
+        self.checkpoints.save({"population": state, **self.extra}, meta)
+        self.saved_at = time.monotonic()
+
+    def _done(self, phase: int, state: PopulationState) -> int:
+        """Updates of all phases done so far."""
+        names = [phase.name for phase in self.ready.agent.phases[:phase]]
+        before = sum(self.job.phase_updates[name] for name in names)
+        return before + int(state.step[0])
+
+    def _train_phase(self, index: int, state: PopulationState) -> PopulationState:
+        """Runs one phase to its end; evaluates along the last one."""
+        ready, job = self.ready, self.job
+        phase = ready.agent.phases[index]
+        last_phase = index == len(ready.agent.phases) - 1
+        total = job.phase_updates[phase.name]
+        stops = job.eval_steps if last_phase else (total,)
+        train = ready.population.run[index]
+        args = (ready.table, ready.task, ready.hyper)
+
+        started = time.monotonic()
+        self.progress.update(self._done(index, state), "compiling")
+        state, _ = jax.block_until_ready(train(state, *args, 0))
+        self.clock.compile += time.monotonic() - started
+
+        step = int(state.step[0])
+        if last_phase and step in stops:
+            self._evaluate(step, state)
+        chunk = FIRST_CHUNK
+        while step < total:
+            goal = min(stop for stop in stops if stop > step)
+            calls = max(1, min(chunk, goal - step) // phase.stride)
+            started = time.monotonic()
+            state, _ = jax.block_until_ready(train(state, *args, calls * phase.stride))
+            seconds = time.monotonic() - started
+            self.clock.train += seconds
+            step += calls * phase.stride
+            speed = calls * phase.stride / seconds
+            chunk = int(np.clip(speed * CHUNK_SECONDS, chunk // 4, chunk * 4))
+            self.note = f"{speed * len(job.members):,.0f} updates/s"
+            self.progress.update(self._done(index, state), self.note)
+            if last_phase and step in stops:
+                self._evaluate(step, state)
+            if self.stop():
+                self._save(index, state)
+                raise Stopped
+            if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+                self._save(index, state)
+        return state
+
+    def _evaluate(self, step: int, state: PopulationState) -> None:
+        """Evaluates all members at `step` and writes the rows that are missing."""
+        job, ready = self.job, self.ready
+        keys = [
+            (job.run_id, member.task, member.setting, member.seed, step)
+            for member in job.members
+        ]
+        if all(key in self.rows.row_ids for key in keys):
+            return
+        self.progress.update(
+            self._done(len(ready.agent.phases) - 1, state), "evaluating"
+        )
+        last = step == job.updates_total
+        episodes = job.protocol["episodes" if last else "curve_episodes"]
+        diverged = np.asarray(state.diverged_at)[: len(job.members)] >= 0
+        started = time.monotonic()
+        results: dict[int, EpisodeResults] = {}
+        for env_id, members in ready.evaluated_by.items():
+            healthy = members[~diverged[members]]
+            if len(healthy):
+                found = self._evaluator(env_id, episodes)(
+                    _take(state.agent, healthy),
+                    _take(ready.hyper, healthy),
+                    _take(ready.stats, healthy),
+                    ready.seeds[healthy],
+                    job.protocol["seed"],
+                )
+                for row, member in enumerate(healthy):
+                    results[int(member)] = jax.tree.map(
+                        lambda x, row=row: x[row], found
+                    )
+        seconds = time.monotonic() - started
+        for index in range(len(job.members)):
+            self.rows.append(self._row(index, step, results.get(index), seconds))
+
+    def _evaluator(self, env_id: str, episodes: int) -> Evaluator:
+        """Made once per environment and number of episodes, so it compiles once."""
+        known = self.evaluators.get((env_id, episodes))
+        if known is None:
+            known = Evaluator(
+                self.ready.agent.act,
+                self.ready.envs[env_id],
+                episodes,
+                self.ready.population.mesh,
+            )
+            self.evaluators[env_id, episodes] = known
+        return known
+
+    def _row(
+        self, index: int, step: int, result: EpisodeResults | None, eval_s: float
+    ) -> Row:
+        job, member = self.job, self.job.members[index]
+        task = self.tasks[member.task].task
+        score = None
+        if result is not None and task.reference is not None:
+            score = float(np.mean(normalised_score(task.reference, result.returns)))
+        env = self.ready.envs[str(task.env_id)]
+        simulators = {} if isinstance(env, PureEnv) else env.versions
+        done = sum(job.phase_updates.values()) - job.updates_total + step
+        return Row(
+            run_id=job.run_id,
+            suite=job.suite,
+            role=job.role,
+            agent=job.agent,
+            config=job.config,
+            setting=member.setting,
+            hyper=member.hyper,
+            task=member.task,
+            family=member.family,
+            recipe_hash=job.datasets[member.task]["recipe_hash"],
+            dataset_hash=job.datasets[member.task]["dataset_hash"],
+            seed=member.seed,
+            step=step,
+            updates_total=job.updates_total,
+            phase_updates=job.phase_updates,
+            protocol=job.protocol,
+            returns=[] if result is None else result.returns.tolist(),
+            lengths=[] if result is None else result.lengths.tolist(),
+            successes=None
+            if result is None or result.successes is None
+            else result.successes.tolist(),
+            score=score,
+            status="diverged" if result is None else "ok",
+            split_changed=self.clock.split_changed,
+            updates_per_s=len(job.members) * done / max(self.clock.train, 1e-9),
+            wall_s=self.clock.train,
+            compile_s=self.clock.compile,
+            eval_s=eval_s,
+            device=provenance.device(),
+            flags=provenance.flags(),
+            versions={**provenance.versions(), **simulators},
+            commit=provenance.commit(),
+            population=self._split(),
+        )
+
+
+def _head(ready: Prepared) -> Hyper:
+    """The hyper-parameters without padding, `[M]`."""
+    return jax.tree.map(lambda leaf: leaf[: ready.population.size], ready.hyper)
+
+
+def _take(tree: Any, index: np.ndarray) -> Any:
+    """The members `index` of a tree with leading axis M."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)

@@ -1,0 +1,320 @@
+"""From a suite to jobs: what is still missing, grouped into populations.
+
+A job is one population: members of one agent and structure on tasks of equal spec.  Its
+members, their order and the number of devices are fixed here, before the first update,
+and written into the plan; a resume uses them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from offrl_jax.agents.entry import resolve
+from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
+from offrl_jax.benchmark.suites import ALL_AGENTS, Suite
+from offrl_jax.catalogue import LoadedTask
+from offrl_jax.errors import UsageError
+from offrl_jax.results import SCHEMA, Job, Member, Plan, Row
+from offrl_jax.results.rows import strict_json
+from offrl_jax.types import Spec
+
+PRETRAINING_SHARE = 0.1
+"""Updates of a pre-training phase as a share of the policy phase's."""
+
+DEFAULT_SETTING = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How members are spread, as recorded in the plan."""
+
+    devices: int
+    platform: str
+    max_parallel: int | None = None
+
+
+def agent_labels(suite: Suite) -> list[str]:
+    """The labels of a suite's agents, with its preset where they name none.
+
+    Raises:
+      UsageError: for an unknown agent or preset.
+    """
+    names: list[str] = []
+    for name in suite.agents:
+        names += sorted(REGISTRY) if name == ALL_AGENTS else [name]
+    labels = []
+    for name in dict.fromkeys(names):
+        base, preset = parse_label(name)
+        get_entry(base)
+        preset = preset or suite.preset or None
+        labels.append(f"{base}@{preset}" if preset else base)
+    return labels
+
+
+def evaluation_steps(updates: int, evaluations: int, stride: int) -> tuple[int, ...]:
+    """Steps of the learning curve: evenly spaced multiples of `stride`, then the end."""
+    points = (
+        round(updates * k / evaluations / stride) * stride
+        for k in range(1, evaluations)
+    )
+    inner = sorted({step for step in points if 0 < step < updates})
+    return (*inner, updates)
+
+
+def identity(
+    *,
+    agent: str,
+    config: Mapping[str, Any],
+    hyper: Mapping[str, Any],
+    task: str,
+    dataset_hash: str | None,
+    seed: int | None,
+    updates_total: int,
+    phase_updates: Mapping[str, int],
+    protocol: Mapping[str, Any],
+) -> str:
+    """Names what a run *is*, whichever job it belongs to: equal names, equal runs."""
+    return strict_json(
+        [
+            agent,
+            config,
+            hyper,
+            task,
+            dataset_hash,
+            seed,
+            updates_total,
+            phase_updates,
+            protocol,
+        ]
+    )
+
+
+def row_identity(row: Row) -> str:
+    """`identity` of the run that a row belongs to."""
+    return identity(
+        agent=row.agent,
+        config=row.config,
+        hyper=row.hyper,
+        task=row.task,
+        dataset_hash=row.dataset_hash,
+        seed=row.seed,
+        updates_total=row.updates_total,
+        phase_updates=row.phase_updates,
+        protocol=row.protocol,
+    )
+
+
+def member_identity(job: Job, member: Member) -> str:
+    """`identity` of a planned member."""
+    return identity(
+        agent=job.agent,
+        config=job.config,
+        hyper=member.hyper,
+        task=member.task,
+        dataset_hash=job.datasets[member.task]["dataset_hash"],
+        seed=member.seed,
+        updates_total=job.updates_total,
+        phase_updates=job.phase_updates,
+        protocol=job.protocol,
+    )
+
+
+def wanted_jobs(
+    suite: Suite,
+    tasks: Sequence[LoadedTask],
+    split: Split,
+    source_hash: str,
+    overrides: Mapping[str, str] | None = None,
+) -> list[Job]:
+    """Every run that the suite asks for, as jobs of the largest possible populations.
+
+    Args:
+      suite: what is asked for.
+      tasks: the suite's tasks, loaded.
+      split: devices.
+      source_hash: of the package.
+      overrides: settings of the command line (`--set`), for every agent.
+
+    Raises:
+      UsageError: an unknown agent, preset or setting, or a setting of the wrong type.
+    """
+    jobs: list[Job] = []
+    for label in agent_labels(suite):
+        base, preset = parse_label(label)
+        entry = get_entry(base)
+        settings = suite.settings.get(base, {DEFAULT_SETTING: {}})
+        groups: dict[tuple[Any, Spec], list[Member]] = {}
+        for task in tasks:
+            for setting, values in settings.items():
+                config, hyper = resolve(
+                    entry,
+                    family=task.task.family,
+                    preset=preset,
+                    overrides={**values, **(overrides or {})},
+                )
+                numbers = {
+                    field.name: float(getattr(hyper, field.name))
+                    for field in dataclasses.fields(hyper)
+                }
+                groups.setdefault((config, task.spec), []).extend(
+                    Member(task.task.id, task.task.family, setting, seed, numbers)
+                    for seed in range(suite.seeds)
+                )
+        for (config, spec), members in groups.items():
+            agent = entry.make(config, spec)
+            *pretraining, policy = agent.phases
+            stride = policy.stride
+            updates = -(-suite.updates // stride) * stride
+            phase_updates = {
+                phase.name: _pretraining_updates(updates, phase.stride)
+                for phase in pretraining
+            }
+            phase_updates[policy.name] = updates
+            jobs.append(
+                _named(
+                    Job(
+                        run_id="",
+                        suite=suite.name,
+                        role="test",
+                        agent=label,
+                        config=_plain_config(config),
+                        members=tuple(members),
+                        updates_total=updates,
+                        phase_updates=phase_updates,
+                        eval_steps=evaluation_steps(
+                            updates, suite.protocol.evaluations, stride
+                        ),
+                        protocol=dataclasses.asdict(suite.protocol),
+                        split=dataclasses.asdict(split),
+                        source_hash=source_hash,
+                        datasets={
+                            task.task.id: {
+                                "dataset_hash": task.dataset_hash,
+                                "recipe_hash": task.recipe_hash,
+                            }
+                            for task in tasks
+                            if any(m.task == task.task.id for m in members)
+                        },
+                    )
+                )
+            )
+    return jobs
+
+
+def _pretraining_updates(updates: int, stride: int) -> int:
+    return max(1, round(updates * PRETRAINING_SHARE / stride)) * stride
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    """A structural config as JSON has it (tuples become lists)."""
+    plain = dataclasses.asdict(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
+def config_from_plain(config: type, plain: Mapping[str, Any]) -> Any:
+    """The structural config that `_plain_config` wrote."""
+    return config(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    )
+
+
+def _named(job: Job) -> Job:
+    """The job with the run id that its content gives it."""
+    content = dataclasses.asdict(job)
+    digest = hashlib.sha256(strict_json(content).encode()).hexdigest()[:10]
+    return dataclasses.replace(job, run_id=f"{job.agent.replace('@', '-')}-{digest}")
+
+
+def plan_missing(
+    wanted: Sequence[Job],
+    plan: Plan | None,
+    rows: Iterable[Row],
+    say: Callable[[str], None],
+) -> tuple[Plan, list[Job]]:
+    """What is still to be done, as a plan and the jobs to run.
+
+    Finished runs stay, whichever code made them.  A job that was begun is continued as
+    it was planned if the package's training sources are the same; otherwise its
+    unfinished members start anew in a job of their own, and `say` tells so.
+
+    Args:
+      wanted: jobs of `wanted_jobs`.
+      plan: what the results folder holds, or None.
+      rows: all rows of the results folder.
+      say: takes messages for the user.
+
+    Returns:
+      The new plan, and its jobs that are not finished, in the order of `wanted`.
+    """
+    owners: dict[str, list[str]] = {}
+    for row in rows:
+        if row.step == row.updates_total and row.status != "failed":
+            owners.setdefault(row_identity(row), []).append(row.run_id)
+
+    kept: list[Job] = []
+    begun: dict[str, Job] = {}
+    for job in plan.jobs if plan else ():
+        names = [member_identity(job, member) for member in job.members]
+        if all(job.run_id in owners.get(name, ()) for name in names):
+            kept.append(job)
+        else:
+            begun |= dict.fromkeys(names, job)
+    covered = {member_identity(job, m) for job in kept for m in job.members}
+
+    to_run: list[Job] = []
+    told: set[str] = set()
+    for job in wanted:
+        missing: list[Member] = []
+        adopted: dict[str, list[Member]] = {}
+        for member in job.members:
+            name = member_identity(job, member)
+            earlier = begun.get(name)
+            if name in covered:
+                continue
+            if earlier is not None and earlier.source_hash == job.source_hash:
+                if earlier not in to_run:
+                    to_run.append(earlier)
+            elif name in owners:
+                adopted.setdefault(min(owners[name]), []).append(member)
+            else:
+                missing.append(member)
+                if earlier is not None and earlier.run_id not in told:
+                    told.add(earlier.run_id)
+                    say(
+                        f"{earlier.run_id}: the package's sources changed since it was "
+                        "begun, so its unfinished runs start anew"
+                    )
+        kept += [
+            dataclasses.replace(job, run_id=run_id, members=tuple(members))
+            for run_id, members in adopted.items()
+        ]
+        if missing:
+            to_run += _chunks(dataclasses.replace(job, members=tuple(missing)))
+
+    # What other suites began in the same folder stays in the plan, for them to finish.
+    asked = {member_identity(job, member) for job in wanted for member in job.members}
+    others = {job.run_id: job for name, job in begun.items() if name not in asked}
+    planned = {job.run_id for job in (*kept, *to_run)}
+    waiting = [job for run_id, job in others.items() if run_id not in planned | told]
+    return Plan(schema=SCHEMA, jobs=(*kept, *waiting, *to_run)), to_run
+
+
+def _chunks(job: Job) -> list[Job]:
+    """The job in populations of at most `max_parallel` members."""
+    limit = job.split.get("max_parallel") or len(job.members)
+    if limit < 1:
+        raise UsageError(f"--max-parallel must be at least 1, got {limit}")
+    parts = []
+    for start in range(0, len(job.members), limit):
+        members = job.members[start : start + limit]
+        used = {member.task for member in members}
+        datasets = {task: job.datasets[task] for task in job.datasets if task in used}
+        parts.append(
+            _named(
+                dataclasses.replace(job, run_id="", members=members, datasets=datasets)
+            )
+        )
+    return parts

@@ -1,0 +1,257 @@
+"""A suite from request to rows: load tasks, plan what is missing, run it, tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from offrl_jax.benchmark import provenance
+from offrl_jax.benchmark.jobs import Stopped, run_job
+from offrl_jax.benchmark.planning import Split, plan_missing, wanted_jobs
+from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.suites import Suite
+from offrl_jax.catalogue import (
+    LoadedTask,
+    get_task,
+    how_to_get,
+    is_present,
+    load_task,
+    normalised_score,
+)
+from offrl_jax.datasets.schema import episode_returns
+from offrl_jax.datasets.store import Store
+from offrl_jax.errors import DataError, OffrlError
+from offrl_jax.results import (
+    BEHAVIOUR,
+    Job,
+    Row,
+    RowFile,
+    lock,
+    lock_path,
+    read_plan,
+    read_rows,
+    row_path,
+    try_lock,
+    write_plan,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+      ran: jobs finished now.
+      already: runs of the request that were finished before.
+      failed: per failed job, one line.
+      busy: run ids that another process is working on.
+      stopped: whether the user asked to stop before the end.
+    """
+
+    ran: int
+    already: int
+    failed: tuple[str, ...]
+    busy: tuple[str, ...]
+    stopped: bool
+
+
+def cache_folder() -> Path:
+    """The user's cache for compiled programs (`XDG_CACHE_HOME` or `~/.cache`)."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "offrl_jax" / "xla"
+
+
+def configure_jax() -> None:
+    """Settings of every run: one CPU device per core, persistent compilation cache.
+
+    Must be called before JAX touches a device; without effect on the number of devices
+    afterwards.  On CPU, members spread over one virtual device per core train about 1.5
+    times as fast as on a single one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    with_default = "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    )
+    if with_default and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def load_tasks(
+    suite: Suite, store: Store, progress: Progress, skip_missing: bool
+) -> list[LoadedTask]:
+    """The suite's tasks; generated data is made where it is not there yet.
+
+    Raises:
+      DataError: a task's data is absent and `skip_missing` is false; tells for every
+        such task which file to put where.
+    """
+    known = [get_task(name, store) for name in suite.tasks]
+    generated = [t for t in known if t.family == "classic"]
+    present = [t for t in known if t in generated or is_present(t.id, store)]
+    absent = [t for t in known if t not in present]
+    if absent:
+        what = "; ".join(how_to_get(task.id) for task in absent)
+        if not skip_missing or not present:
+            raise DataError(f"{what}; or run the rest with --skip-missing")
+        progress.say(f"left out: {what}")
+    return [load_task(task.id, store, progress=progress.say) for task in present]
+
+
+def behaviour_row(task: LoadedTask, suite: Suite) -> Row:
+    """The dataset's own episodes as a row: the context of every table."""
+    returns = episode_returns(task.train)
+    reference = task.task.reference
+    score = None
+    if reference is not None:
+        score = float(np.mean(normalised_score(reference, returns)))
+    digest = hashlib.sha256(f"{task.task.id} {task.dataset_hash}".encode()).hexdigest()
+    return Row(
+        run_id=f"{BEHAVIOUR}-{digest[:10]}",
+        suite=suite.name,
+        role="test",
+        agent=BEHAVIOUR,
+        config={},
+        setting="dataset",
+        hyper={},
+        task=task.task.id,
+        family=task.task.family,
+        recipe_hash=task.recipe_hash,
+        dataset_hash=task.dataset_hash,
+        seed=None,
+        step=0,
+        updates_total=0,
+        phase_updates={},
+        protocol={},
+        returns=returns.tolist(),
+        lengths=task.train.lengths.tolist(),
+        successes=None,
+        score=score,
+        status="ok",
+        split_changed=False,
+        updates_per_s=None,
+        wall_s=None,
+        compile_s=None,
+        eval_s=None,
+        device=provenance.device(),
+        flags={},
+        versions=provenance.versions(),
+        commit=provenance.commit(),
+        population={},
+    )
+
+
+@contextmanager
+def _stop_on_interrupt(progress: Progress) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks to stop after the current chunk; a second one stops at once."""
+    asked = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        progress.say("stopping after this chunk; nothing will be lost")
+
+    before = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_suite(
+    suite: Suite,
+    store: Store,
+    folder: Path,
+    progress: Progress,
+    *,
+    skip_missing: bool = False,
+    max_parallel: int | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Runs what is missing of `suite` in the results folder `folder`.
+
+    Args:
+      suite: what is asked for.
+      store: of datasets.
+      folder: of results; created if need be.
+      progress: entered already.
+      skip_missing: leave out tasks whose data is absent, instead of refusing.
+      max_parallel: largest number of members in one population.
+      overrides: settings for every agent, as strings (`--set`).
+
+    Raises:
+      OffrlError: for everything a user can cause; see the classes.
+    """
+    tasks = load_tasks(suite, store, progress, skip_missing)
+    devices = jax.local_devices()
+    split = Split(len(devices), devices[0].platform, max_parallel)
+    wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
+    with lock(lock_path(folder, "plan")):
+        rows = read_rows(folder, progress.say)
+        plan, jobs = plan_missing(wanted, read_plan(folder), rows, progress.say)
+        write_plan(folder, plan)
+        for task in tasks:
+            row = behaviour_row(task, suite)
+            with RowFile(row_path(folder, row.run_id), progress.say) as file:
+                if row.key not in file.row_ids:
+                    file.append(row)
+    asked = sum(len(job.members) for job in wanted)
+    open_runs = sum(len(job.members) for job in jobs)
+    with _stop_on_interrupt(progress) as stop:
+        return _run_jobs(
+            jobs, tasks, folder, progress, stop, already=max(0, asked - open_runs)
+        )
+
+
+def _run_jobs(
+    jobs: Sequence[Job],
+    tasks: Sequence[LoadedTask],
+    folder: Path,
+    progress: Progress,
+    stop: Callable[[], bool],
+    already: int,
+) -> Outcome:
+    by_id = {task.task.id: task for task in tasks}
+    failed: list[str] = []
+    busy: list[str] = []
+    ran = 0
+    progress.begin_all("all", len(jobs))
+    for job in jobs:
+        with try_lock(lock_path(folder, job.run_id)) as held:
+            if not held:
+                progress.say(f"{job.run_id}: another process is working on it")
+                busy.append(job.run_id)
+                continue
+            try:
+                run_job(job, by_id, folder, progress, stop)
+            except Stopped:
+                return Outcome(ran, already, tuple(failed), tuple(busy), True)
+            except OffrlError:
+                raise
+            except jax.errors.JaxRuntimeError as error:
+                # Out of device memory, most likely: the other jobs may still fit.
+                reason = str(error).splitlines()[0][:160]
+                failed.append(f"{job.run_id}: {reason}; try a smaller --max-parallel")
+                progress.end(failed[-1])
+                continue
+        ran += 1
+        progress.advance_all(1)
+    return Outcome(ran, already, tuple(failed), tuple(busy), False)

@@ -1,0 +1,160 @@
+"""Suites: which agents on which tasks, with how many seeds, under which protocol.
+
+A suite is a TOML file; the ones that ship with the project are `quick`, `classic` and
+`neorl2`.  Any path that ends in `.toml` works wherever a suite's name does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offrl_jax.errors import UsageError, unknown_name
+
+ALL_AGENTS = "*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How policies are evaluated; printed with every table.
+
+    Attributes:
+      episodes: evaluation episodes per run after the last update; only they are ranked.
+      evaluations: points of the learning curve, the last update included.
+      curve_episodes: episodes at the other points.
+      seed: of the evaluation episodes.
+      version: changes whenever the meaning of a score does.
+    """
+
+    episodes: int = 100
+    evaluations: int = 10
+    curve_episodes: int = 10
+    seed: int = 0
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "evaluations", "curve_episodes"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"protocol setting {name} must be at least 1, got "
+                    f"{getattr(self, name)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A benchmark in words.
+
+    Attributes:
+      name: of the suite; also the default results folder.
+      description: one line.
+      tasks: task ids.
+      agents: names or `name@preset` labels; `*` is every registered agent.
+      preset: appended to the agents that name none; empty for their defaults.
+      seeds: runs per agent, task and setting: seeds 0 .. seeds-1.
+      updates: of the policy phase.
+      protocol: evaluation.
+      settings: per agent name, named settings: `{agent: {setting: {name: value}}}`.
+        An agent without an entry runs its default setting.
+    """
+
+    name: str
+    description: str
+    tasks: tuple[str, ...]
+    agents: tuple[str, ...]
+    preset: str
+    seeds: int
+    updates: int
+    protocol: Protocol
+    settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "updates"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+        if not self.tasks:
+            raise UsageError(f"suite '{self.name}' has no tasks")
+        if not self.agents:
+            raise UsageError(f"suite '{self.name}' has no agents")
+
+
+def suite_folders() -> list[Path]:
+    """Where suites lie: in an installed package, or in the repository beside it."""
+    package = Path(__file__).resolve().parent.parent
+    folders = [package / "suites", package.parent / "benchmarks" / "suites"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def known_suites() -> dict[str, Path]:
+    """The files of the suites that ship with the project, by name."""
+    return {
+        path.stem: path
+        for folder in reversed(suite_folders())
+        for path in sorted(folder.glob("*.toml"))
+    }
+
+
+def load_suite(name: str) -> Suite:
+    """Reads a suite by its name or from the path of a TOML file.
+
+    Raises:
+      UsageError: if there is none of that name, or the file is malformed.
+    """
+    path = Path(name) if name.endswith(".toml") else known_suites().get(name)
+    if path is None:
+        raise unknown_name("suite", name, known_suites())
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"suite file {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"suite file {path} is not valid TOML: {error}") from error
+    return _parse(path, table)
+
+
+_KINDS = {
+    "tasks": list,
+    "agents": list,
+    "settings": dict,
+    "protocol": dict,
+    "seeds": int,
+    "updates": int,
+    "name": str,
+    "description": str,
+    "preset": str,
+}
+
+
+def _parse(path: Path, table: dict[str, Any]) -> Suite:
+    table = {"name": path.stem, "description": "", "preset": "", **table}
+    fields = {field.name for field in dataclasses.fields(Suite)}
+    for name, value in table.items():
+        if name not in fields:
+            raise unknown_name(f"entry in suite file {path}:", name, fields)
+        kind = _KINDS[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(
+                f"suite file {path}: '{name}' must be a {kind.__name__}, got {value!r}"
+            )
+    missing = fields - set(table) - {"settings", "protocol"}
+    if missing:
+        raise UsageError(f"suite file {path}: '{sorted(missing)[0]}' is missing")
+    protocol = table.pop("protocol", {})
+    known = {field.name for field in dataclasses.fields(Protocol)}
+    for name, value in protocol.items():
+        if name not in known:
+            raise unknown_name(f"protocol entry in suite file {path}:", name, known)
+        if type(value) is not int:
+            raise UsageError(
+                f"suite file {path}: protocol entry '{name}' must be an int, "
+                f"got {value!r}"
+            )
+    lists = {name: tuple(table.pop(name)) for name in ("tasks", "agents")}
+    return Suite(protocol=Protocol(**protocol), **lists, **table)

@@ -1,0 +1,273 @@
+"""Compiled training of many members at once.
+
+A *member* is one run: a task, a setting and a seed.  A population trains M members of
+one agent on tasks of equal spec, as a single program: `vmap` over the members, a loop
+over updates inside, members spread over the devices of one mesh, the state donated.
+The members lie on one flat axis (not on three nested ones): any set of runs fits, such
+as the seeds that are still missing, and M members divide over D devices whenever M is
+padded to a multiple of D.  The data is stored once per device and never per member.
+
+What is promised about bits, on CPU: for a fixed split (members, their order, number of
+devices) training in pieces equals training in one go, whatever the pieces are, and
+whatever happens in one member leaves the others' bits alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from offrl_jax.sources import DataTable, DataView, Source
+from offrl_jax.types import Agent, Array, Hyper, Metrics, Phase, State
+
+AXIS = "members"
+
+
+class PopulationState(NamedTuple):
+    """All that changes during training; leading axis M (padded to the mesh).
+
+    Attributes:
+      agent: leaves `[M, ...]`.
+      source: leaves `[M, ...]`.
+      key: `[M]`, the members' keys; never changed, only folded with phase and step.
+      step: `[M]`, int32, updates done in the current phase.
+      diverged_at: `[M]`, int32, the step at which a metric or the state first was not
+        finite, counted over the current phase; -1 for a healthy member.
+    """
+
+    agent: State
+    source: Any
+    key: Array
+    step: Array
+    diverged_at: Array
+
+
+class Population(NamedTuple):
+    """M members of one agent on one mesh.
+
+    Attributes:
+      mesh: the devices.
+      size: M without padding.
+      padded: M with padding, a multiple of the number of devices.
+      init: `(seed [M], hyper leaves [M]) -> state`.
+      run: one compiled function per phase:
+        `(state, table, task [M], hyper, updates) -> (state, metrics)`, where `updates`
+        is traced (no length recompiles), `state` is donated, and metrics are means over
+        the updates, leaves `[M]`.
+      next_phase: `state -> state` with the counters at zero.
+    """
+
+    mesh: Mesh
+    size: int
+    padded: int
+    init: Callable[[Array, Hyper], PopulationState]
+    run: tuple[Callable[..., tuple[PopulationState, Metrics]], ...]
+    next_phase: Callable[[PopulationState], PopulationState]
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A one-dimensional mesh over `devices` (default: all of this process)."""
+    found = np.asarray(devices if devices is not None else jax.local_devices())
+    return Mesh(found, (AXIS,))
+
+
+def pad_members(tree: Any, padded: int) -> Any:
+    """Repeats the last member until the leading axis has `padded` entries."""
+
+    def pad(leaf: Array) -> Array:
+        index = np.minimum(np.arange(padded), leaf.shape[0] - 1)
+        return leaf[index]
+
+    return jax.tree.map(pad, tree)
+
+
+def _is_finite(tree: Any) -> Array:
+    """`[]`, bool: whether every floating-point leaf is finite."""
+    checks = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def train_member(
+    agent: Agent,
+    phase: Phase,
+    phase_index: int,
+    source: Source,
+    state: PopulationState,
+    data: DataView,
+    hyper: Hyper,
+    calls: Array,
+) -> tuple[PopulationState, Metrics]:
+    """`calls` calls of a phase for one member: the program that `vmap` multiplies.
+
+    Args:
+      agent: pure functions.
+      phase: the phase to run.
+      phase_index: its position, folded into the key.
+      source: where batches come from.
+      state: leaves without the member axis.
+      data: the member's view of the data.
+      hyper: scalars.
+      calls: `[]`, int32, traced; each does `phase.stride` updates.
+
+    Returns:
+      The state, and metrics averaged over the calls.
+    """
+    rows = agent.batch_size * phase.stride
+    phase_key = jax.random.fold_in(state.key, phase_index)
+
+    def one_call(state: PopulationState) -> tuple[PopulationState, Metrics]:
+        batch_key, update_key = jax.random.split(
+            jax.random.fold_in(phase_key, state.step)
+        )
+        source_state, batch = source.next(
+            batch_key, state.source, state.agent, data, hyper, rows
+        )
+        agent_state, metrics = phase.update(update_key, state.agent, batch, hyper)
+        step = state.step + phase.stride
+        # Metrics are scalars, so looking at them at every update costs nothing; the
+        # parameters are looked at once per chunk.
+        bad = (state.diverged_at < 0) & ~_is_finite(metrics)
+        diverged_at = jnp.where(bad, step, state.diverged_at)
+        return (
+            PopulationState(agent_state, source_state, state.key, step, diverged_at),
+            metrics,
+        )
+
+    def body(_: Array, carry: Any) -> Any:
+        state, total = carry
+        state, metrics = one_call(state)
+        return state, jax.tree.map(jnp.add, total, metrics)
+
+    shapes = jax.eval_shape(one_call, state)[1]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    after, total = jax.lax.fori_loop(0, calls, body, (state, zeros))
+
+    bad = (after.diverged_at < 0) & ~_is_finite(after.agent)
+    after = after._replace(diverged_at=jnp.where(bad, after.step, after.diverged_at))
+    # A member that had diverged before this chunk is frozen as it was; its clock goes
+    # on so that all members reach the evaluation steps together.
+    frozen = state.diverged_at >= 0
+    agent_state, source_state = jax.tree.map(
+        lambda old, new: jnp.where(frozen, old, new),
+        (state.agent, state.source),
+        (after.agent, after.source),
+    )
+    after = after._replace(agent=agent_state, source=source_state)
+    count = jnp.maximum(calls, 1).astype(jnp.float32)
+    return after, jax.tree.map(lambda m: m / count, total)
+
+
+def make_population(
+    agent: Agent, source: Source, size: int, mesh: Mesh | None = None
+) -> Population:
+    """Compiles nothing yet; `run[i]` compiles on its first call.
+
+    Args:
+      agent: the algorithm.
+      source: where batches come from.
+      size: M, number of members.
+      mesh: devices to spread the members over; default all local ones.
+
+    Raises:
+      ValueError: if `size` is not positive.
+    """
+    if size < 1:
+        raise ValueError(f"a population needs at least one member, got {size}")
+    mesh = make_mesh() if mesh is None else mesh
+    devices = mesh.size
+    padded = -(-size // devices) * devices
+    by_member = NamedSharding(mesh, P(AXIS))
+
+    def init_member(seed: Array, hyper: Hyper) -> PopulationState:
+        key = jax.random.key(seed)
+        agent_key, source_key = jax.random.split(key)
+        zero = jnp.zeros((), jnp.int32)
+        return PopulationState(
+            agent.init(agent_key, hyper), source.init(source_key), key, zero, zero - 1
+        )
+
+    init_all = jax.jit(jax.vmap(init_member), out_shardings=by_member)
+
+    def init(seed: Array, hyper: Hyper) -> PopulationState:
+        seeds = pad_members(np.asarray(seed, np.uint32), padded)
+        return init_all(seeds, pad_members(hyper, padded))
+
+    def make_run(index: int, phase: Phase) -> Callable[..., Any]:
+        def chunk(
+            state: PopulationState,
+            table: DataTable,
+            task: Array,
+            hyper: Hyper,
+            calls: Array,
+        ) -> tuple[PopulationState, Metrics]:
+            data = DataView(table.transitions, table.offset[task], table.length[task])
+            one: Any = functools.partial(train_member, agent, phase, index, source)
+            own: Any = DataView(None, 0, 0)  # type: ignore[arg-type]
+            return jax.vmap(one, in_axes=(0, own, 0, None))(state, data, hyper, calls)
+
+        spread = jax.shard_map(
+            chunk,
+            mesh=mesh,
+            in_specs=(P(AXIS), P(), P(AXIS), P(AXIS), P()),
+            out_specs=P(AXIS),
+            check_vma=False,
+        )
+        compiled = jax.jit(spread, donate_argnums=0)
+
+        def run(
+            state: PopulationState,
+            table: DataTable,
+            task: Array,
+            hyper: Hyper,
+            updates: int,
+        ) -> tuple[PopulationState, Metrics]:
+            if updates % phase.stride:
+                raise ValueError(
+                    f"phase '{phase.name}' advances {phase.stride} updates at a time, "
+                    f"so {updates} updates are not possible"
+                )
+            calls = np.int32(updates // phase.stride)
+            return compiled(state, table, task, hyper, calls)
+
+        return run
+
+    @jax.jit
+    def next_phase(state: PopulationState) -> PopulationState:
+        return state._replace(step=jnp.zeros_like(state.step))
+
+    phases = tuple(make_run(i, phase) for i, phase in enumerate(agent.phases))
+    return Population(mesh, size, padded, init, phases, next_phase)
+
+
+def place(population: Population, table: DataTable, task: Any, hyper: Hyper) -> Any:
+    """Puts data on every device, and the per-member arrays where their members are.
+
+    Args:
+      population: made by `make_population`.
+      table: data of all tasks.
+      task: `[M]`, index of each member's task.
+      hyper: leaves `[M]`.
+
+    Returns:
+      `(table, task, hyper)` as `run` takes them.
+    """
+    everywhere = NamedSharding(population.mesh, P())
+    by_member = NamedSharding(population.mesh, P(AXIS))
+    task = pad_members(np.asarray(task, np.int32), population.padded)
+    hyper = pad_members(hyper, population.padded)
+    return (
+        jax.device_put(table, everywhere),
+        jax.device_put(task, by_member),
+        jax.device_put(hyper, by_member),
+    )

@@ -1,0 +1,130 @@
+"""Where batches come from, as pure functions.
+
+A source answers one question inside the compiled training loop: given the agent as it
+is now, what is the next batch?  The dataset sampler is the common one; a replay buffer,
+the rollouts of a learned model or an on-policy collector have the same two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from offrl_jax.types import Array, Hyper, Key, State, Transitions
+
+
+class DataTable(NamedTuple):
+    """The transitions of T tasks of equal spec, one task after the other, stored once.
+
+    Tasks of unequal length need no padding: a member samples rows
+    `offset[t] .. offset[t] + length[t] - 1` of its own task `t`, however many settings
+    and seeds share it.
+
+    Attributes:
+      transitions: leaves `[sum of N, ...]`.
+      offset: `[T]`, int32.
+      length: `[T]`, int32.
+    """
+
+    transitions: Transitions
+    offset: Array
+    length: Array
+
+
+class DataView(NamedTuple):
+    """What one member sees of a `DataTable`: all rows, and where its own task lies.
+
+    Attributes:
+      transitions: leaves `[sum of N, ...]`; shared by all members.
+      offset: `[]`, int32.
+      length: `[]`, int32.
+    """
+
+    transitions: Transitions
+    offset: Array
+    length: Array
+
+
+class SourceInit(Protocol):
+    """Type of `Source.init`."""
+
+    def __call__(self, key: Key) -> Any:
+        """A fresh source state."""
+        ...
+
+
+class SourceNext(Protocol):
+    """Type of `Source.next`."""
+
+    def __call__(
+        self,
+        key: Key,
+        source_state: Any,
+        agent_state: State,
+        data: DataView,
+        hyper: Hyper,
+        rows: int,
+    ) -> tuple[Any, Transitions]:
+        """The next source state and a batch of `rows` (static) transitions."""
+        ...
+
+
+class Source(NamedTuple):
+    """A pair of pure functions, see the module's docstring."""
+
+    init: SourceInit
+    next: SourceNext
+
+
+def stack_tasks(tasks: Sequence[Transitions]) -> DataTable:
+    """Concatenates the transitions of T tasks of equal dimensions.
+
+    Args:
+      tasks: per task, leaves `[N_t, ...]`; lengths may differ.
+
+    Returns:
+      The table, as NumPy arrays (the population puts them on its devices).
+
+    Raises:
+      ValueError: if there is no task, a task is empty, or 2^31 rows are exceeded.
+    """
+    lengths = [int(task.reward.shape[0]) for task in tasks]
+    if not lengths or min(lengths) == 0:
+        raise ValueError(f"every task needs at least one transition, got {lengths}")
+    if sum(lengths) >= 2**31:
+        raise ValueError(
+            f"{sum(lengths)} transitions exceed the 2^31 that int32 can index"
+        )
+    table = jax.tree.map(lambda *leaves: np.concatenate(leaves), *tasks)
+    offset: Any = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
+    length: Any = np.asarray(lengths, np.int32)
+    return DataTable(table, offset, length)
+
+
+def dataset_sampler() -> Source:
+    """Uniform sampling with replacement from the member's own task."""
+
+    def init(key: Key) -> tuple[()]:
+        del key
+        return ()
+
+    def sample(
+        key: Key,
+        source_state: Any,
+        agent_state: State,
+        data: DataView,
+        hyper: Hyper,
+        rows: int,
+    ) -> tuple[Any, Transitions]:
+        del agent_state, hyper
+        index = data.offset + jax.random.randint(key, (rows,), 0, data.length)
+        # The rows are in range by construction, so no clamping is compiled in.
+        batch = jax.tree.map(
+            lambda leaf: leaf.at[index].get(mode="promise_in_bounds"), data.transitions
+        )
+        return source_state, batch
+
+    return Source(init, sample)
