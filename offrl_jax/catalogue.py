@@ -8,11 +8,18 @@ averaged together: `classic` is generated here, `neorl2` are the official files,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
+from offrl_jax import envs
+from offrl_jax.datasets import classic, minari_io, neorl2, reference, schema
 from offrl_jax.datasets.schema import Episodes
+from offrl_jax.datasets.store import Record, Store
+from offrl_jax.errors import DataError, unknown_name
 from offrl_jax.types import Spec
+
+FAMILIES = ("classic", "neorl2", "minari", "local")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +86,281 @@ def normalised_score(reference: Reference, returns: np.ndarray) -> np.ndarray:
     """`100 (R - minimum) / (maximum - minimum)`, float64, shape of `returns`."""
     span = reference.maximum - reference.minimum
     return 100.0 * (np.asarray(returns, np.float64) - reference.minimum) / span
+
+
+_CLASSIC_TEXT = {
+    "pendulum": "swing up and balance a pendulum",
+    "point_maze": "find the way through a maze from pieces of ways",
+    "dmsd": "drive two coupled masses to their targets",
+}
+_QUALITY_TEXT = {
+    "random": "uniform random actions",
+    "medium": "badly tuned controllers",
+    "mixed": "random, medium and noisy expert controllers",
+    "expert": "near-optimal controller with a little noise",
+}
+
+
+def _classic_task(task_id: str) -> Task:
+    environment, quality = classic.split_id(task_id)
+    minimum, maximum = reference.CLASSIC[environment]
+    return Task(
+        id=task_id,
+        family="classic",
+        env_id=classic.env_id(environment),
+        spec=classic.env_spec(environment),
+        reference=Reference(minimum, maximum, reference.SOURCE),
+        provenance="generated here (offrl_jax.datasets.classic)",
+        description=f"{_CLASSIC_TEXT[environment]}; {_QUALITY_TEXT[quality]}",
+    )
+
+
+def _neorl2_task(task_id: str) -> Task:
+    official = neorl2.TASKS[task_id]
+    return Task(
+        id=task_id,
+        family="neorl2",
+        env_id=task_id if task_id in envs.known() else None,
+        spec=official.spec,
+        reference=Reference(official.minimum, official.maximum, neorl2.SOURCE),
+        provenance="official NeoRL-2 files, checked by MD5",
+        description=official.challenge,
+    )
+
+
+def _minari_task(task_id: str, store: Store) -> Task:
+    info = minari_io.read_info(store, task_id.removeprefix("minari/"))
+    scores = None
+    if info.reference is not None and info.reference[0] != info.reference[1]:
+        scores = Reference(*info.reference, "metadata of the Minari dataset")
+    return Task(
+        id=task_id,
+        family="minari",
+        env_id=info.env_id,
+        spec=info.spec,
+        reference=scores,
+        provenance="Minari dataset in the store",
+        description=f"{info.episodes} episodes, {info.transitions} transitions",
+    )
+
+
+def _local_task(task_id: str, store: Store) -> Task:
+    record = store.record(task_id)
+    env_id = record.info["env_id"]
+    horizon = record.longest_episode
+    if env_id is not None:
+        horizon = envs.spec_of(env_id).horizon
+    return Task(
+        id=task_id,
+        family="local",
+        env_id=env_id,
+        spec=Spec(record.obs_dim, record.action_dim, horizon),
+        reference=None,
+        provenance=f"imported from {record.source['file']}",
+        description=f"{record.episodes} episodes, {record.transitions} transitions",
+    )
+
+
+def _known_ids(store: Store) -> list[str]:
+    local = {r.task_id for r in store.records() if r.task_id.startswith("local/")}
+    return [
+        *classic.TASKS,
+        *neorl2.TASKS,
+        *(f"minari/{one}" for one in minari_io.discover(store)),
+        *sorted(one for one in local if store.has(one)),
+    ]
+
+
+def known_tasks(store: Store) -> tuple[Task, ...]:
+    """All tasks: classic, NeoRL-2, and what lies in the store of Minari and own data.
+
+    Raises:
+      DataError: a record or the metadata of a dataset in the store is damaged.
+    """
+    return tuple(get_task(task_id, store) for task_id in _known_ids(store))
+
+
+def get_task(task_id: str, store: Store) -> Task:
+    """The entry of a task, whether its data are present or not.
+
+    Raises:
+      UsageError: no such task.
+      DataError: a `minari/` or `local/` dataset that is not in the store; what to do is
+        said.
+    """
+    if task_id in classic.TASKS:
+        return _classic_task(task_id)
+    if task_id in neorl2.TASKS:
+        return _neorl2_task(task_id)
+    family = task_id.partition("/")[0]
+    if family in ("minari", "local"):
+        if not _is_well_formed(task_id):
+            raise unknown_name("task", task_id, _known_ids(store))
+        if not is_present(task_id, store):
+            raise DataError(_absent(task_id, store))
+        task_of = _minari_task if family == "minari" else _local_task
+        return task_of(task_id, store)
+    raise unknown_name("task", task_id, _known_ids(store))
+
+
+def _is_well_formed(task_id: str) -> bool:
+    return all(part and not part.startswith(".") for part in task_id.split("/"))
+
+
+def is_present(task_id: str, store: Store) -> bool:
+    """Whether `load_task` finds the data in the store; generating is not counted."""
+    if task_id.startswith("minari/"):
+        return minari_io.is_present(store, task_id.removeprefix("minari/"))
+    return store.has(task_id)
+
+
+def how_to_get(task_id: str) -> str:
+    """What the user has to do for a task's data, in one line."""
+    family = task_id.partition("/")[0]
+    if family == "classic":
+        return f"{task_id} is generated when it is first used"
+    if family == "neorl2":
+        name = neorl2.file_name(task_id, "train")
+        return (
+            f"{task_id} needs {name}: get it as told in docs/data.md, then run: "
+            f"offrl data import {name} --task {task_id}"
+        )
+    if family == "minari":
+        return (
+            f"{task_id} needs the Minari dataset '{task_id.removeprefix('minari/')}': "
+            "put its folder into the folder 'minari' of the data folder, as told in "
+            "docs/data.md"
+        )
+    return (
+        f"{task_id} needs your own file: run: offrl data import FILE.npz --task "
+        f"{task_id}"
+    )
+
+
+def _absent(task_id: str, store: Store) -> str:
+    return f"{how_to_get(task_id)} (data folder: {store.path})"
+
+
+def load_task(
+    task_id: str, store: Store, progress: Callable[[str], None] | None = None
+) -> LoadedTask:
+    """A task with its data.  A classic one is generated on first use and then stored.
+
+    Args:
+      task_id: see `known_tasks`.
+      store: where the data lie.
+      progress: is told in a phrase what takes time.
+
+    Raises:
+      UsageError: no such task.
+      DataError: the data are absent (the message says which file to put where), or
+        damaged.
+    """
+    task = get_task(task_id, store)
+    tell = progress or (lambda message: None)
+    if task.family == "classic":
+        _generate(task, store, tell)
+    elif task.family == "minari":
+        _convert(task, store, tell)
+    if not store.has(task_id):
+        raise DataError(_absent(task_id, store))
+    record = store.record(task_id)
+    if (record.obs_dim, record.action_dim) != (task.spec.obs_dim, task.spec.action_dim):
+        raise DataError(
+            f"{task_id}: stored data have {record.obs_dim} and {record.action_dim} "
+            f"components, the task has {task.spec.obs_dim} and {task.spec.action_dim}; "
+            f"remove {store.folder(task_id, 'train')}"
+        )
+    return LoadedTask(
+        task=task,
+        spec=task.spec,
+        train=store.load(task_id),
+        validation=store.load(task_id, "val") if store.has(task_id, "val") else None,
+        dataset_hash=record.dataset_hash,
+        recipe_hash=record.recipe_hash,
+    )
+
+
+def _store_split(
+    task_id: str,
+    store: Store,
+    episodes: Episodes,
+    source: dict,
+    recipe_hash: str | None = None,
+    info: dict | None = None,
+) -> None:
+    """Stores `val` and `train`; `train` last, because it says that all is there."""
+    train, validation = schema.split_validation(episodes)
+    source = source | {"split": "last 5 % of episodes held out"}
+    parts = {"train": train} if validation is None else {"val": validation}
+    parts["train"] = train
+    for split, part in parts.items():
+        store.write(
+            task_id, split, part, source=source, recipe_hash=recipe_hash, info=info
+        )
+
+
+def _generate(task: Task, store: Store, tell: Callable[[str], None]) -> None:
+    """Generates a classic dataset unless the present recipe's is stored."""
+    wanted = classic.recipe_hash(classic.recipe(task.id))
+    if store.has(task.id):
+        if store.record(task.id).recipe_hash == wanted:
+            return
+        raise DataError(
+            f"{task.id}: the stored data were generated by another recipe (another "
+            "version of offrl_jax); remove "
+            f"{store.folder(task.id, 'train').parent} and "
+            f"{store.minari_root / minari_io.OWN_NAMESPACE / task.id}"
+        )
+    tell(f"generating {task.id}")
+    made = classic.generate(task.id)
+    schema.validate(made.episodes, task.id)
+    assert task.reference is not None
+    minari_io.write(
+        store,
+        f"{minari_io.OWN_NAMESPACE}/{task.id}",
+        made.episodes,
+        description=f"offrl_jax task {task.id}; recipe {made.recipe_hash}",
+        algorithm=f"scripted controllers, quality '{made.recipe['quality']}'",
+        reference=(task.reference.minimum, task.reference.maximum),
+    )
+    source = {"kind": "generated", "recipe": made.recipe}
+    info = {"success_rate": made.success_rate}
+    _store_split(task.id, store, made.episodes, source, made.recipe_hash, info)
+
+
+def _convert(task: Task, store: Store, tell: Callable[[str], None]) -> None:
+    """Converts a Minari dataset to mapped arrays, again if its files changed."""
+    dataset_id = task.id.removeprefix("minari/")
+    mark = minari_io.fingerprint(store, dataset_id)
+    if store.has(task.id):
+        if store.record(task.id).info["fingerprint"] == mark:
+            return
+        for split in ("train", "val"):
+            store.remove(task.id, split)
+    tell(f"reading the Minari dataset {dataset_id}")
+    episodes, _ = minari_io.read(store, dataset_id)
+    source = {"kind": "Minari dataset", "id": dataset_id}
+    _store_split(task.id, store, episodes, source, info={"fingerprint": mark})
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskStatus:
+    """A line of `offrl tasks`: the entry and what is in the store.
+
+    Attributes:
+      task: the entry.
+      present: whether the data are there.
+      record: counts and returns of the training split; None before it is stored.
+    """
+
+    task: Task
+    present: bool
+    record: Record | None
+
+
+def status(task_id: str, store: Store) -> TaskStatus:
+    """What is known of a task without reading its arrays."""
+    task = get_task(task_id, store)
+    record = store.record(task_id) if store.has(task_id) else None
+    return TaskStatus(task, is_present(task_id, store), record)

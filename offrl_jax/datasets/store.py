@@ -285,8 +285,8 @@ class Store:
                     "needed); free some, or choose another folder with --data-dir"
                 ) from error
             raise DataError(
-                f"cannot write under {self.path} ({error.strerror}); choose another "
-                "folder with --data-dir"
+                f"cannot write under {self.path} ({error.strerror or error}); choose "
+                "another folder with --data-dir"
             ) from error
         finally:
             if temporary is not None:
