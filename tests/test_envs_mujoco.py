@@ -149,7 +149,7 @@ class TestEveryBody:
 
 class TestSafetyHalfCheetah:
     def test_recorded_transitions_from_their_states(self, shared_data: Path):
-        """One step from every recorded state; float32 states and contacts set bounds."""
+        """One step from every recorded state; float32 and contacts set the bounds."""
         data = np.load(shared_data / "neorl2" / "SafetyHalfCheetah-val.npz")
         env = MujocoEnv("neorl2/SafetyHalfCheetah-v1")
         errors = []
