@@ -170,7 +170,8 @@ def main(settings: Settings) -> None:
     console.print(
         f"{cores} cores ({platform.machine()}), load before {load_before:.2f}, Python "
         f"{platform.python_version()}, {versions}; "
-        f"{settings.episodes} episodes of ours, {settings.repeats} x {settings.seconds:g} s each",
+        f"{settings.episodes} episodes of ours, "
+        f"{settings.repeats} x {settings.seconds:g} s each",
         soft_wrap=True,
     )
 
