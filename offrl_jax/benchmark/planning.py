@@ -55,7 +55,7 @@ def agent_labels(suite: Suite) -> list[str]:
 
 
 def evaluation_steps(updates: int, evaluations: int, stride: int) -> tuple[int, ...]:
-    """Steps of the learning curve: evenly spaced multiples of `stride`, then the end."""
+    """Steps of the learning curve: even multiples of `stride`, then the end."""
     points = (
         round(updates * k / evaluations / stride) * stride
         for k in range(1, evaluations)
