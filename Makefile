@@ -36,8 +36,8 @@ install:  ## make .venv with everything (done by the commands below, too)
 benchmark: install  ## run what is missing of a suite, then draw its leaderboard
 	@$(BIN)/offrl benchmark $(SUITE) $(ARGS)
 
-leaderboard: install  ## redraw the leaderboard of a suite from its rows
-	@$(BIN)/offrl leaderboard $(if $(SUITE),results/$(SUITE)) $(ARGS)
+leaderboard: install  ## redraw a suite's leaderboard from its rows (SUITE, else quick)
+	@$(BIN)/offrl leaderboard results/$(or $(SUITE),quick) $(ARGS)
 
 test: install  ## the tests, in minutes
 	@$(BIN)/python -m pytest --durations=10 $(ARGS)
