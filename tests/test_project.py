@@ -126,9 +126,21 @@ class TestImports:
         ):
             assert found in result.stdout
 
-    def test_importing_the_package_stays_light(self) -> None:
-        heavy = ("distrax", "orbax", "mujoco", "minari", "gymnasium", "matplotlib")
-        code = f"import sys, offrl_jax; print([m for m in {heavy} if m in sys.modules])"
+    @pytest.mark.parametrize(
+        ("module", "too"), [("offrl_jax", ()), ("offrl_jax.cli", ("jax", "numpy"))]
+    )
+    def test_importing_stays_light(self, module: str, too: tuple[str, ...]) -> None:
+        # The command's help must not wait for jax, the package not for its leaves.
+        heavy = (
+            "distrax",
+            "orbax",
+            "mujoco",
+            "minari",
+            "gymnasium",
+            "matplotlib",
+            *too,
+        )
+        code = f"import sys, {module}; print([m for m in {leaves + too} if m in sys.modules])"
         result = run(sys.executable, "-c", code)
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip() == "[]"
