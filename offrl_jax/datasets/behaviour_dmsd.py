@@ -91,14 +91,14 @@ _EXPERT = {"inverse": (1.0, 1.0)}
 _NOISY_EXPERT = _EXPERT | {"noise": (0.1, 0.3), "epsilon": (0.0, 0.2)}
 
 MIXTURES = {
-    "random": (Component(800, _RANDOM),),
-    "medium": (Component(800, _MEDIUM),),
+    "random": (Component(600, _RANDOM),),
+    "medium": (Component(600, _MEDIUM),),
     "mixed": (
-        Component(300, _RANDOM),
-        Component(400, _MEDIUM),
-        Component(100, _NOISY_EXPERT),
+        Component(225, _RANDOM),
+        Component(300, _MEDIUM),
+        Component(75, _NOISY_EXPERT),
     ),
-    "expert": (Component(800, _EXPERT | {"noise": (0.02, 0.02)}),),
+    "expert": (Component(600, _EXPERT | {"noise": (0.02, 0.02)}),),
 }
 
 REFERENCE_MINIMUM = _RANDOM

@@ -79,14 +79,14 @@ _MEDIUM = {
 _NOISY_EXPERT = {"noise": (0.2, 0.5), "epsilon": (0.0, 0.2)}
 
 MIXTURES = {
-    "random": (Component(400, _RANDOM),),
-    "medium": (Component(400, _MEDIUM),),
+    "random": (Component(300, _RANDOM),),
+    "medium": (Component(300, _MEDIUM),),
     "mixed": (
-        Component(150, _RANDOM),
-        Component(200, _MEDIUM),
-        Component(50, _NOISY_EXPERT),
+        Component(110, _RANDOM),
+        Component(150, _MEDIUM),
+        Component(40, _NOISY_EXPERT),
     ),
-    "expert": (Component(400, {"noise": (0.05, 0.05)}),),
+    "expert": (Component(300, {"noise": (0.05, 0.05)}),),
 }
 
 REFERENCE_MINIMUM = _RANDOM

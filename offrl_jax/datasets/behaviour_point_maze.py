@@ -132,10 +132,10 @@ _PIECES = {
 _STRAY = {"epsilon": (0.5, 0.9), "noise": (0.3, 0.6)}
 
 MIXTURES = {
-    "random": (Component(600, _WALK),),
-    "medium": (Component(2000, _PIECES),),
-    "mixed": (Component(200, _WALK), Component(1000, _PIECES), Component(100, _STRAY)),
-    "expert": (Component(800, {"noise": (0.1, 0.1)}),),
+    "random": (Component(400, _WALK),),
+    "medium": (Component(1500, _PIECES),),
+    "mixed": (Component(140, _WALK), Component(750, _PIECES), Component(80, _STRAY)),
+    "expert": (Component(700, {"noise": (0.1, 0.1)}),),
 }
 
 REFERENCE_MINIMUM = {"epsilon": (1.0, 1.0)}
