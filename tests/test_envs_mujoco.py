@@ -198,6 +198,29 @@ class TestSafetyHalfCheetah:
         plain.close()
 
 
+@pytest.mark.parametrize("name", ["Hopper-v5", "Walker2d-v5"])
+def test_health_at_every_bound_is_gymnasiums(name: str):
+    """Each coordinate in turn at, just below and just above every bound there is."""
+    reference, body = gymnasium.make(name).unwrapped, BODIES[f"mujoco/{name}"]
+    bounds = np.array([0.2, 0.7, 0.8, 1.0, 2.0, 100.0])
+    bounds = np.concatenate([-bounds, bounds])
+    values = [np.nextafter(bounds, -np.inf), bounds, np.nextafter(bounds, np.inf)]
+    upright = reference.init_qpos, reference.init_qvel  # pyright: ignore
+    nq = len(upright[0])
+    verdicts = []
+    for coordinate in range(2 * nq):
+        for value in np.concatenate(values):
+            state = np.concatenate(upright)
+            state[coordinate] = value
+            # Not `set_state`: MuJoCo would complain of the stranger ones.
+            reference.data.qpos[:], reference.data.qvel[:] = np.split(state, 2)  # pyright: ignore
+            assert body.healthy is not None
+            (ours,) = body.healthy(state[None, :nq], state[None, nq:])
+            assert ours == reference.is_healthy, (coordinate, value)  # pyright: ignore
+            verdicts.append(ours)
+    assert any(verdicts) and not all(verdicts)
+
+
 @pytest.mark.parametrize("name", V5)
 def test_model_is_gymnasiums_bit_for_bit(name: str):
     """Above all the cheetah's, whose total mass is set after compilation here."""
