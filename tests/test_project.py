@@ -10,11 +10,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+INSTALLER = ROOT / "tools" / "install.sh"
 BINARY = {".png", ".gz", ".npz", ".npy", ".hdf5", ".ico"}
 MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "SUITE", "ARGS"} | {
     "PYTHON",
@@ -26,7 +28,7 @@ MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "SUITE", "ARGS"} | {
 
 
 def run(
-    *command: str | Path, cwd: Path = ROOT, **env: str
+    *command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The finished process; nothing of its exit status is checked."""
     # What a `make` around this test run was told must not reach the one under test.
@@ -34,7 +36,7 @@ def run(
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**ours, **env},
+        env={**ours, **(env or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -115,7 +117,9 @@ class TestImports:
         stray.write_text("from offrl_jax.envs import base\n")
         (tmp_path / "offrl_jax" / "attic.py").touch()
         linter = Path(sys.executable).with_name("lint-imports")
-        result = run(linter, "--no-logo", "--no-cache", cwd=tmp_path, PYTHONPATH=".")
+        result = run(
+            linter, "--no-logo", "--no-cache", cwd=tmp_path, env={"PYTHONPATH": "."}
+        )
         assert result.returncode == 1
         for found in (
             "offrl_jax.agents.wrong -> os",
@@ -131,16 +135,9 @@ class TestImports:
     )
     def test_importing_stays_light(self, module: str, too: tuple[str, ...]) -> None:
         # The command's help must not wait for jax, the package not for its leaves.
-        heavy = (
-            "distrax",
-            "orbax",
-            "mujoco",
-            "minari",
-            "gymnasium",
-            "matplotlib",
-            *too,
-        )
-        code = f"import sys, {module}; print([m for m in {leaves + too} if m in sys.modules])"
+        leaves = ("distrax", "orbax", "mujoco", "minari", "gymnasium", "matplotlib")
+        heavy = leaves + too
+        code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
         result = run(sys.executable, "-c", code)
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip() == "[]"
@@ -251,7 +248,7 @@ class TestDetection:
         script(tmp_path / "bin" / "uname", "echo Linux")
         env = {"ACCEL": "", "SYSTEM": "", "PCI_DEVICES": str(tmp_path / "pci"), **env}
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return run("sh", ROOT / "tools" / "install.sh", "--detect", PATH=path, **env)
+        return run("sh", INSTALLER, "--detect", env={**env, "PATH": path})
 
     def nvidia(self, tmp_path: Path, driver: str, capability: str) -> None:
         body = f'case "$1" in *driver*) {driver} ;; *) {capability} ;; esac'
@@ -341,7 +338,7 @@ class TestInstaller:
     @pytest.fixture
     def place(self, tmp_path: Path) -> Path:
         (tmp_path / "project" / "tools").mkdir(parents=True)
-        shutil.copy(ROOT / "tools" / "install.sh", tmp_path / "project" / "tools")
+        shutil.copy(INSTALLER, tmp_path / "project" / "tools")
         (tmp_path / "project" / "pyproject.toml").write_text("[project]\n")
         script(tmp_path / "python3", FAKE_PYTHON)
         (tmp_path / "version").write_text("3.11\n")
@@ -351,7 +348,7 @@ class TestInstaller:
         clean = dict.fromkeys(("PYTHON", "WHEELS", "SYSTEM", "EXTRAS"), "")
         path = f"{place}{os.pathsep}{os.environ['PATH']}"
         env = {**clean, "ACCEL": "cpu", "FAKE": str(place), "PATH": path, **env}
-        return run("sh", "tools/install.sh", cwd=place / "project", **env)
+        return run("sh", "tools/install.sh", cwd=place / "project", env=env)
 
     def calls(self, place: Path) -> list[str]:
         log = place / "pip.log"
