@@ -1,0 +1,41 @@
+"""Leaderboards: statistics and tables, computed from rows and plan alone.
+
+Nothing here trains or evaluates.  `build` gives the tables as data, `render` as text in
+one of `FORMATS`; the same rows and plan give the same bytes.
+"""
+
+from pathlib import Path
+
+from offrl_jax.errors import unknown_name
+from offrl_jax.leaderboard import formats, table
+from offrl_jax.leaderboard.board import build
+from offrl_jax.leaderboard.model import Leaderboard
+
+FORMATS = ("table", "md", "csv", "json")
+
+__all__ = ["FORMATS", "Leaderboard", "build", "render"]
+
+
+def render(folder: Path, format: str, *, width: int = 100, colour: bool = False) -> str:
+    """The leaderboard of a results folder as text that ends with a newline.
+
+    Args:
+      folder: a results folder, or one above several.
+      format: one of `FORMATS`.
+      width: columns of `table`.
+      colour: whether `table` is styled for a terminal.
+
+    Raises:
+      UsageError: unknown format.
+      ResultsError: as `build`.
+    """
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    board = build(folder)
+    if format == "table":
+        return table.draw(board, width=width, colour=colour)
+    return {
+        "md": formats.to_markdown,
+        "csv": formats.to_csv,
+        "json": formats.to_json,
+    }[format](board)

@@ -1,0 +1,159 @@
+"""Aggregates and shared ranks of the agents of one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from offrl_jax.leaderboard import statistics
+from offrl_jax.types import Key
+
+SEED = 20_210_831
+"""Of all bootstrap draws; arbitrary and fixed, so that a table can be drawn again."""
+
+Values = Mapping[str, Sequence[float]]
+"""Values of the runs of one agent by task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """A value with its 95 % interval, all rounded to 4 decimals.
+
+    The ends are None where nothing can be resampled: a single run per task.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What `rank` says of one agent; only `task_means` if it is unranked."""
+
+    task_means: Mapping[str, Bounds]
+    rank: int | None = None
+    iqm: Bounds | None = None
+    mean: Bounds | None = None
+    median: Bounds | None = None
+    optimality_gap: Bounds | None = None
+    leader: str | None = None
+    leader_better: Bounds | None = None
+
+
+def rank(
+    values: Mapping[str, Values], ranked: Sequence[str], tasks: Sequence[str]
+) -> dict[str, Standing]:
+    """Ranks agents by IQM over the `ranked` tasks; ranks may be shared.
+
+    Agents are taken by falling IQM (equal ones by label).  The first leads rank 1.
+    Each next one shares the rank of its leader unless the 95 % interval of the
+    probability that a run of the leader beats one of its own lies above 0.5; then it
+    leads a new rank, one more than the number of agents before it.  An agent without
+    runs of some ranked task is not ranked: its aggregates would be over other tasks.
+
+    Args:
+      values: runs by agent label and task; a task may be absent or empty.
+      ranked: tasks of one unit that enter the aggregates.
+      tasks: all tasks of the table, for `task_means`.
+    """
+    key = jax.random.key(SEED)
+    standings: dict[str, Standing] = {}
+    for label, own in values.items():
+        others = [task for task in tasks if task not in ranked]
+        pooled = _bootstrap(key, own, ranked)
+        means = _task_means(pooled, own, ranked)
+        means |= _task_means(_bootstrap(key, own, others), own, others)
+        if pooled is None or not all(own.get(task) for task in ranked):
+            standings[label] = Standing(means)
+            continue
+        several = any(len(own[task]) > 1 for task in ranked)
+        standings[label] = Standing(
+            means,
+            iqm=_bounds(pooled.iqm, several),
+            mean=_bounds(pooled.mean, several),
+            median=_bounds(pooled.median, several),
+            optimality_gap=_bounds(pooled.optimality_gap, several),
+        )
+    order = sorted(
+        (-standing.iqm.value, label)
+        for label, standing in standings.items()
+        if standing.iqm is not None
+    )
+    leader, place = "", 0
+    for position, (_, label) in enumerate(order, start=1):
+        better = None
+        if not leader:
+            leader, place, compared = label, 1, None
+        else:
+            better = _leader_better(
+                key, leader, values[leader], label, values[label], ranked
+            )
+            compared = leader
+            if better.low is not None and better.low > 0.5:
+                leader, place = label, position
+        standings[label] = dataclasses.replace(
+            standings[label], rank=place, leader=compared, leader_better=better
+        )
+    return standings
+
+
+def _padded(own: Values, tasks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Values `[T, S]` and counts, padded to multiples so that tables share programs."""
+    slots = max(len(own.get(task, ())) for task in tasks)
+    table = np.zeros((-(-len(tasks) // 4) * 4, -(-slots // 5) * 5), np.float32)
+    count = np.zeros(table.shape[0], np.int32)
+    for i, task in enumerate(tasks):
+        runs = own.get(task, ())
+        table[i, : len(runs)] = runs
+        count[i] = len(runs)
+    return table, count
+
+
+def _bootstrap(
+    key: Key, own: Values, tasks: Sequence[str]
+) -> statistics.Aggregates[statistics.Interval] | None:
+    if not any(own.get(task) for task in tasks):
+        return None
+    return jax.device_get(statistics.bootstrap(key, *_padded(own, tasks)))
+
+
+def _task_means(
+    aggregates: statistics.Aggregates[statistics.Interval] | None,
+    own: Values,
+    tasks: Sequence[str],
+) -> dict[str, Bounds]:
+    if aggregates is None:
+        return {}
+    of_all = aggregates.task_mean
+    return {
+        task: _bounds(jax.tree.map(lambda x, i=i: x[i], of_all), len(own[task]) > 1)
+        for i, task in enumerate(tasks)
+        if own.get(task)
+    }
+
+
+def _leader_better(
+    key: Key, x_label: str, x: Values, y_label: str, y: Values, tasks: Sequence[str]
+) -> Bounds:
+    # Keys from the labels: the two sides are drawn independently, and the interval of a
+    # pair does not depend on who else is in the table.
+    x_key, y_key = (
+        jax.random.fold_in(key, zlib.crc32(label.encode()))
+        for label in (x_label, y_label)
+    )
+    interval = jax.device_get(
+        statistics.probability_of_improvement(
+            x_key, *_padded(x, tasks), y_key, *_padded(y, tasks)
+        )
+    )
+    return _bounds(interval, any(len(x[t]) > 1 or len(y[t]) > 1 for t in tasks))
+
+
+def _bounds(interval: statistics.Interval, several: bool) -> Bounds:
+    value, low, high = (round(float(part), 4) for part in interval)
+    return Bounds(value, low, high) if several else Bounds(value, None, None)

@@ -1,0 +1,211 @@
+"""Which runs count: the last evaluation of every planned or written test run.
+
+A *cell* is one agent with one setting on one task, and a run is one seed of it.
+Sections are the tables: runs that differ in suite, family, preset, number of updates or
+protocol are never put into one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from offrl_jax.results import BEHAVIOUR, Plan, Row
+from offrl_jax.results.rows import strict_json
+
+
+class SectionKey(NamedTuple):
+    """What all runs of one table have in common.
+
+    Attributes:
+      suite: name of the suite.
+      family: of tasks.
+      preset: suffix of the agent labels, `full` where there is none.
+      updates_total: of the last phase.
+      protocol: canonical JSON.
+    """
+
+    suite: str
+    family: str
+    preset: str
+    updates_total: int
+    protocol: str
+
+
+class CellKey(NamedTuple):
+    """One agent with one setting on one task."""
+
+    agent: str
+    setting: str
+    task: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One seed of a cell.
+
+    Attributes:
+      section: the table.
+      cell: agent, setting and task.
+      seed: of the run.
+      run_id: of its job.
+      config: canonical JSON of the agent's structure.
+      hyper: canonical JSON of the setting's values.
+      dataset: recipe hash, or the hash of the bytes where there is no recipe.
+      row: the row that counts: of the last step, or of a divergence; else None.
+      reached: the latest step with any row.
+      failure: one line, where the latest row says `failed` (and nothing counts).
+    """
+
+    section: SectionKey
+    cell: CellKey
+    seed: int
+    run_id: str
+    config: str
+    hyper: str
+    dataset: str | None
+    row: Row | None
+    reached: int
+    failure: str | None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run counts as the floor: it diverged, or has no finite return."""
+        return self.row is not None and (
+            self.row.status == "diverged" or mean_return(self.row) is None
+        )
+
+
+def preset_of(agent: str) -> str:
+    """`quick` of `td3_bc@quick`; `full` where the label has no suffix."""
+    return agent.partition("@")[2] or "full"
+
+
+def base_of(agent: str) -> str:
+    """`td3_bc` of `td3_bc@quick`."""
+    return agent.partition("@")[0]
+
+
+def mean_return(row: Row) -> float | None:
+    """Mean raw return of the row's episodes; None if there is no finite one."""
+    if not row.returns:
+        return None
+    mean = math.fsum(row.returns) / len(row.returns) if _finite(row.returns) else None
+    return mean if mean is not None and math.isfinite(mean) else None
+
+
+def _finite(values: Iterable[float]) -> bool:
+    return all(map(math.isfinite, values))
+
+
+def final_runs(rows: Iterable[Row], plan: Plan | None) -> tuple[list[Run], int]:
+    """The run that counts for every cell and seed, and how many others it superseded.
+
+    A job that starts anew gets another `run_id`.  Of several runs of the same cell and
+    seed the last one with a result counts: in the order of the plan, runs outside of it
+    first and by name.
+    """
+    order = {job.run_id: i for i, job in enumerate(plan.jobs)} if plan else {}
+    by_cell: dict[tuple[SectionKey, CellKey, int], list[Run]] = defaultdict(list)
+    for run in _all_runs(rows, plan):
+        by_cell[run.section, run.cell, run.seed].append(run)
+
+    def precedence(run: Run) -> tuple[bool, int, str]:
+        return (run.row is not None, order.get(run.run_id, -1), run.run_id)
+
+    kept = [max(runs, key=precedence) for _, runs in sorted(by_cell.items())]
+    return kept, sum(map(len, by_cell.values())) - len(kept)
+
+
+def _all_runs(rows: Iterable[Row], plan: Plan | None) -> list[Run]:
+    jobs = {job.run_id: job for job in plan.jobs} if plan else {}
+    evaluations: dict[tuple[str, CellKey, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.role == "test" and row.agent != BEHAVIOUR and row.seed is not None:
+            cell = CellKey(row.agent, row.setting, row.task)
+            evaluations[row.run_id, cell, row.seed].append(row)
+    runs: list[Run] = []
+    for job in jobs.values():
+        if job.role != "test":
+            continue
+        config = strict_json(job.config)
+        for member in job.members:
+            cell = CellKey(job.agent, member.setting, member.task)
+            section = SectionKey(
+                job.suite,
+                member.family,
+                preset_of(job.agent),
+                job.updates_total,
+                strict_json(job.protocol),
+            )
+            found = evaluations.pop((job.run_id, cell, member.seed), [])
+            hyper = strict_json(member.hyper)
+            dataset = _dataset(job.datasets.get(member.task, {}))
+            runs.append(
+                _run(
+                    section,
+                    cell,
+                    member.seed,
+                    job.run_id,
+                    config,
+                    hyper,
+                    dataset,
+                    found,
+                )
+            )
+    for (run_id, cell, seed), found in evaluations.items():
+        last = max(found, key=lambda row: row.step)
+        section = SectionKey(
+            last.suite,
+            last.family,
+            preset_of(last.agent),
+            last.updates_total,
+            strict_json(last.protocol),
+        )
+        config, hyper = strict_json(last.config), strict_json(last.hyper)
+        dataset = last.recipe_hash or last.dataset_hash
+        runs.append(_run(section, cell, seed, run_id, config, hyper, dataset, found))
+    return runs
+
+
+def _dataset(hashes: Mapping[str, Any]) -> str | None:
+    return hashes.get("recipe_hash") or hashes.get("dataset_hash")
+
+
+def _run(
+    section: SectionKey,
+    cell: CellKey,
+    seed: int,
+    run_id: str,
+    config: str,
+    hyper: str,
+    dataset: str | None,
+    rows: list[Row],
+) -> Run:
+    counted: Row | None = None
+    failure: str | None = None
+    latest = max(rows, key=lambda row: row.step, default=None)
+    if latest is not None:
+        dataset = latest.recipe_hash or latest.dataset_hash
+        if latest.status == "failed":
+            failure = latest.error or "no reason given"
+        elif latest.status == "diverged" or latest.step == section.updates_total:
+            counted = latest
+    reached = latest.step if latest is not None else 0
+    return Run(
+        section, cell, seed, run_id, config, hyper, dataset, counted, reached, failure
+    )
+
+
+def tuning_budget(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[int, set[int]]]:
+    """Settings tried and seeds used in rows of role `tune`, by agent and family."""
+    settings: dict[tuple[str, str], set[str]] = defaultdict(set)
+    seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for row in rows:
+        if row.role == "tune" and row.seed is not None:
+            settings[row.agent, row.family].add(strict_json(row.hyper))
+            seeds[row.agent, row.family].add(row.seed)
+    return {key: (len(settings[key]), seeds[key]) for key in settings}
