@@ -409,6 +409,17 @@ class TestInstaller:
         assert not old.exists()
         assert self.calls(place)[-1].endswith(".[cuda13,test]")
 
+    def test_moved_project_starts_anew(self, place: Path) -> None:
+        self.install(place)
+        (place / "project" / ".venv" / "old").touch()
+        moved = place / "moved"
+        (place / "project").rename(moved)
+        env = {"ACCEL": "cpu", "FAKE": str(place), "PYTHON": str(place / "python3")}
+        result = run("sh", "tools/install.sh", cwd=moved, env=env)
+        assert result.returncode == 0, result.stderr
+        assert not (moved / ".venv" / "old").exists()
+        assert (moved / ".venv" / ".installed").exists()
+
     def test_environment_made_by_hand_is_kept(self, place: Path) -> None:
         script(place / "project" / ".venv" / "bin" / "python", FAKE_PYTHON)
         mine = place / "project" / ".venv" / "mine"

@@ -124,11 +124,14 @@ download_wheels() {
 }
 
 checksum() { cksum <pyproject.toml | tr ' ' -; }
+place() { echo "place=$(pwd | cksum | tr ' ' -)"; }
 version_of() { "$1" -c 'import sys; print("python=%d.%d" % sys.version_info[:2])'; }
 has() { case " $have " in *" $1 "*) ;; *) return 1 ;; esac; }
 
-# Whether what was asked for by name (SYSTEM, PYTHON) is what .venv was built with.
+# Whether .venv was built here (its scripts hold its path), and with what was asked for
+# by name (SYSTEM, PYTHON).
 same_base() {
+    has "$(place)" || return 1
     [ -z "$SYSTEM" ] || has "system=$SYSTEM" || return 1
     [ -z "$PYTHON" ] || has "$(version_of "$PYTHON")"
 }
@@ -208,8 +211,8 @@ install() {
     note "offrl_jax ($accel) into $VENV; the first time takes minutes"
     $VENV/bin/python -m pip install "$@" --editable "$(requirement)" ||
         die "pip failed (its own words are above); the same command tries again"
-    echo "$(checksum) $(version_of $VENV/bin/python) system=${SYSTEM:-0} $accel $EXTRAS" \
-        >$stamp
+    set -- "$(checksum)" "$(place)" "$(version_of $VENV/bin/python)"
+    echo "$* system=${SYSTEM:-0} $accel $EXTRAS" >$stamp
     rm -f $busy
 }
 
