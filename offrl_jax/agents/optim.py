@@ -37,7 +37,9 @@ def adam_step(
     Returns:
       New parameters and moments.
     """
-    direction, opt_state = _ADAM.update(grads, opt_state)  # pyright: ignore[reportArgumentType]
+    # optax mixes its integer count with floats, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        direction, opt_state = _ADAM.update(grads, opt_state)  # pyright: ignore[reportArgumentType]
     params = jax.tree.map(lambda p, d: p - lr * d, params, direction)
     return params, opt_state
 

@@ -1,0 +1,228 @@
+"""What every registered agent must do; a new one is tested by being registered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_mdps
+from toy_mdps import lab
+
+from offrl_jax.agents.entry import resolve
+from offrl_jax.agents.registry import REGISTRY
+
+# Half of a default shows within a few updates, but not for the length of a schedule.
+PERTURBED = {"actor_decay_updates": 4.0}
+CALLS = 4
+
+
+def all_equal(a, b) -> bool:
+    """Bit for bit, over two trees of equal structure."""
+    return all(
+        np.array_equal(x, y, equal_nan=True)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def lane(tree, i: int):
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def has_critics(state) -> bool:
+    return "critics" in {field.name for field in dataclasses.fields(state)}
+
+
+def settings_of(name: str) -> tuple[list[str], object]:
+    """Names of all numeric settings, and lanes: twice the defaults, then one
+    lane per setting in which only that setting is changed."""
+    hyper = lab(name).hyper
+    names = [field.name for field in dataclasses.fields(hyper)]
+    lanes = [hyper, hyper]
+    for field in names:
+        value = PERTURBED.get(field, 0.5 * float(getattr(hyper, field)))
+        lanes.append(hyper.replace(**{field: jnp.float32(value)}))
+    return names, jax.tree.map(lambda *x: jnp.stack(x), *lanes)
+
+
+def many(name: str, states=None, first: int = 0):
+    """All lanes of `settings_of` from the same start, with the same key."""
+    it = lab(name)
+    names, hypers = settings_of(name)
+    size = len(names) + 2
+    if states is None:
+        state = it.init(jax.random.key(0), it.hyper)
+        states = jax.tree.map(lambda x: jnp.stack([x] * size), state)
+    keys = jnp.stack([jax.random.key(1)] * size)
+    data = toy_mdps.random_data()
+    return it.train_many(states, keys, data, hypers, first, first + CALLS)
+
+
+@pytest.fixture(params=sorted(REGISTRY))
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def state(name):
+    it = lab(name)
+    return it.init(jax.random.key(0), it.hyper)
+
+
+def test_state_keeps_structure_shapes_and_dtypes(name, state):
+    it = lab(name)
+    phase = it.agent.phases[-1]
+    rows = it.agent.batch_size * phase.stride
+    batch = jax.tree.map(lambda x: x[:rows], toy_mdps.random_data())
+    after, metrics = jax.eval_shape(
+        phase.update, jax.random.key(0), state, batch, it.hyper
+    )
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
+        assert x.dtype in (jnp.float32, jnp.int32)
+    assert metrics
+    assert all(m.shape == () and m.dtype == jnp.float32 for m in metrics.values())
+
+
+def test_state_holds_no_buffer_twice(state):
+    """A donated state with a shared buffer is an error on the first chunk."""
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_settings_are_traced_and_nothing_recompiles(name, state):
+    it = lab(name)
+    data, key = toy_mdps.random_data(), jax.random.key(1)
+    it.train(state, key, data, it.hyper, 0, 1)
+    traced = it.traces[0]
+    names, hypers = settings_of(name)
+    for i in range(len(names) + 2):
+        it.train(state, key, data, lane(hypers, i), 0, 1)
+    assert it.traces[0] == traced
+
+
+def test_every_setting_changes_the_update(name):
+    names, _ = settings_of(name)
+    states = many(name)
+    assert all_equal(lane(states, 0), lane(states, 1))
+    for i, setting in enumerate(names):
+        assert not all_equal(lane(states, 0), lane(states, i + 2)), setting
+
+
+def test_init_under_vmap_equals_init_alone(name):
+    it = lab(name)
+    keys = jax.random.split(jax.random.key(5), 3)
+    together = jax.jit(jax.vmap(it.agent.init, (0, None)))(keys, it.hyper)
+    for i in (0, 2):
+        assert all_equal(lane(together, i), it.init(keys[i], it.hyper))
+    first = [np.asarray(x) for x in jax.tree.leaves(lane(together, 0))]
+    second = [np.asarray(x) for x in jax.tree.leaves(lane(together, 1))]
+    assert any(not np.array_equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_lane_follows_the_same_run_alone(name, state):
+    """Compared in Adam's first moments: parameters move by sign in the first steps."""
+    it = lab(name)
+    alone = it.train(
+        state, jax.random.key(1), toy_mdps.random_data(), it.hyper, 0, CALLS
+    )
+    together = lane(many(name), 0)
+    moments = [
+        (getattr(alone, field.name).mu, getattr(together, field.name).mu)
+        for field in dataclasses.fields(alone)
+        if field.name.endswith("_opt")
+    ]
+    assert moments
+    for x, y in zip(*map(jax.tree.leaves, zip(*moments, strict=True)), strict=True):
+        scale = float(jnp.max(jnp.abs(x)))
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3 * scale + 1e-9)
+
+
+def test_pieces_equal_the_whole_bit_for_bit(name, state):
+    it = lab(name)
+    data, key = toy_mdps.random_data(), jax.random.key(1)
+    whole = it.train(state, key, data, it.hyper, 0, 100)
+    half = it.train(state, key, data, it.hyper, 0, 50)
+    assert not all_equal(whole, half)
+    assert all_equal(whole, it.train(half, key, data, it.hyper, 50, 100))
+
+
+def test_only_terminals_stop_bootstrapping(name, state):
+    it = lab(name)
+    data, key = toy_mdps.random_data(), jax.random.key(1)
+    terminal = data.discount == 0.0
+    timed_out = (data.discount == 1.0) & (data.has_next_action == 0.0)
+    assert bool(terminal.any()) and bool(timed_out.any())
+
+    def after(rows) -> object:
+        next_obs = jnp.where(rows[:, None], data.next_obs + 3.0, data.next_obs)
+        return it.train(
+            state, key, data._replace(next_obs=next_obs), it.hyper, 0, CALLS
+        )
+
+    as_it_was = after(jnp.zeros_like(terminal))
+    assert all_equal(as_it_was, after(terminal))
+    assert all_equal(as_it_was, after(timed_out)) == (not has_critics(state))
+
+
+def test_missing_next_actions_are_not_read(name, state):
+    it = lab(name)
+    data, key = toy_mdps.random_data(), jax.random.key(1)
+    garbage = jnp.where(data.has_next_action[:, None] == 0.0, 0.9, data.next_action)
+    a = it.train(state, key, data, it.hyper, 0, CALLS)
+    changed = data._replace(next_action=garbage)
+    assert all_equal(a, it.train(state, key, changed, it.hyper, 0, CALLS))
+
+
+def test_a_neighbour_full_of_nan_changes_nothing(name):
+    states = many(name)
+    healthy = many(name, states, CALLS)
+    sick = jax.tree.map(
+        lambda x: x.at[0].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        states,
+    )
+    after = many(name, sick, CALLS)
+    actor = jax.tree.leaves(lane(after, 0).actor)
+    assert all(np.isnan(x).all() for x in actor)
+    for i in range(1, len(settings_of(name)[0]) + 2):
+        assert all_equal(lane(healthy, i), lane(after, i))
+
+
+def test_actions_are_bounded_and_repeatable(name, state):
+    it = lab(name)
+    obs = 10.0 * jax.random.normal(jax.random.key(3), (64, 2))
+    obs = jnp.concatenate([obs, 1e4 * jnp.ones((1, 2))])
+    action = it.agent.act(jax.random.key(4), state, obs, it.hyper)
+    assert action.shape == (65, 1) and action.dtype == jnp.float32
+    assert bool(jnp.all(jnp.abs(action) <= 1.0))
+    again = it.agent.act(jax.random.key(4), state, obs, it.hyper)
+    assert np.array_equal(action, again)
+    one = it.agent.act(jax.random.key(4), state, obs[:1], it.hyper)
+    np.testing.assert_allclose(one, action[:1], rtol=1e-4, atol=1e-6)
+
+
+def test_entry_is_complete(name):
+    entry = REGISTRY[name]
+    assert entry.name == name and entry.title and entry.reference
+    assert "quick" in entry.presets
+    for where in (entry.presets, entry.families):
+        assert all(layer.source for layer in where.values())
+    for family in ("none", *entry.families):
+        for preset in (None, *entry.presets):
+            config, hyper = resolve(entry, family=family, preset=preset, overrides={})
+            hash(config)
+            assert config.hidden and config.batch_size >= 1
+            assert config.obs_transform and config.reward_transform
+            assert all(type(x) is float for x in jax.tree.leaves(hyper))
+
+
+def test_names_of_transforms_exist(name):
+    transforms = pytest.importorskip("offrl_jax.datasets.transforms")
+    entry = REGISTRY[name]
+    for family in ("none", *entry.families):
+        config, _ = resolve(entry, family=family, preset=None, overrides={})
+        assert config.obs_transform in transforms.OBS_TRANSFORMS
+        assert config.reward_transform in transforms.REWARD_TRANSFORMS

@@ -1,0 +1,136 @@
+"""Modules against NumPy, and initialisations against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_mdps
+
+from offrl_jax import networks
+
+KEY = jax.random.key(0)
+
+
+def perturbed(params):
+    """Parameters without zeros or ones, so that no term can be missing unseen."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    noisy = [
+        x + 0.3 * jax.random.normal(k, x.shape)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("hidden", [(5,), (7, 3), (4, 4, 4)])
+def test_mlp_equals_numpy(hidden, layer_norm):
+    mlp = networks.MLP(hidden, 2, layer_norm)
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    params = perturbed(mlp.init(KEY, x))
+    want = toy_mdps.forward(params["params"], x, layer_norm)
+    np.testing.assert_allclose(networks.apply(mlp, params, x), want, atol=1e-5)
+
+
+def test_actor_is_the_tanh_of_its_mlp():
+    actor = networks.Actor((8,), 2)
+    x = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+    params = perturbed(actor.init(KEY, x))
+    want = np.tanh(toy_mdps.forward(params["params"]["MLP_0"], x))
+    np.testing.assert_allclose(networks.apply(actor, params, x), want, atol=1e-5)
+
+
+def test_critic_reads_observation_then_action():
+    critic = networks.Critic((8,), layer_norm=True)
+    rng = np.random.default_rng(2)
+    obs = rng.normal(size=(6, 3)).astype(np.float32)
+    action = rng.normal(size=(6, 2)).astype(np.float32)
+    params = perturbed(critic.init(KEY, obs, action))
+    x = np.concatenate([obs, action], -1)
+    want = toy_mdps.forward(params["params"]["MLP_0"], x, True)[:, 0]
+    got = networks.apply(critic, params, obs, action)
+    assert got.shape == (6,)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_value_is_a_scalar_per_row():
+    value = networks.Value((8,))
+    obs = np.random.default_rng(3).normal(size=(6, 3)).astype(np.float32)
+    params = perturbed(value.init(KEY, obs))
+    want = toy_mdps.forward(params["params"]["MLP_0"], obs)[:, 0]
+    np.testing.assert_allclose(networks.apply(value, params, obs), want, atol=1e-5)
+
+
+def test_gaussian_actor_with_and_without_state_dependent_std():
+    obs = jnp.asarray(np.random.default_rng(4).normal(size=(6, 3)), jnp.float32)
+    dependent = networks.GaussianActor((8,), 2)
+    params = perturbed(dependent.init(KEY, obs))
+    mean, log_std = networks.apply(dependent, params, obs)
+    out = toy_mdps.forward(params["params"]["MLP_0"], np.asarray(obs))
+    np.testing.assert_allclose(mean, out[:, :2], atol=1e-5)
+    np.testing.assert_allclose(log_std, out[:, 2:], atol=1e-5)
+
+    free = networks.GaussianActor((8,), 2, state_dependent_std=False)
+    params = free.init(KEY, obs)
+    mean, log_std = networks.apply(free, params, obs)
+    assert mean.shape == log_std.shape == (6, 2)
+    np.testing.assert_array_equal(log_std, np.zeros((6, 2)))
+    np.testing.assert_array_equal(params["params"]["log_std"], [0.0, 0.0])
+
+
+def layers_of(**inits):
+    params = networks.MLP((300, 200), 4, **inits).init(KEY, jnp.zeros((1, 100)))
+    return [params["params"][f"Dense_{i}"] for i in range(3)]
+
+
+def assert_fills(array, bound: float) -> None:
+    """Uniform in +-bound: inside, close to the ends, with the right variance."""
+    assert np.max(np.abs(array)) <= bound
+    if array.size > 1000:
+        assert np.max(array) > 0.98 * bound and np.min(array) < -0.98 * bound
+        np.testing.assert_allclose(np.std(array), bound / math.sqrt(3), rtol=0.05)
+
+
+def test_torch_linear_bounds_every_layer_by_its_fan_in():
+    for layer, fan_in in zip(layers_of(), (100, 300, 200), strict=True):
+        assert_fills(layer["kernel"], 1 / math.sqrt(fan_in))
+        assert_fills(layer["bias"], 1 / math.sqrt(fan_in))
+        assert np.std(layer["bias"]) > 0.0
+
+
+def test_edac_initialisation():
+    layers = layers_of(
+        hidden_init=networks.torch_linear_bias(0.1), out_init=networks.uniform(3e-3)
+    )
+    assert_fills(layers[0]["kernel"], 0.1)
+    np.testing.assert_allclose(layers[1]["bias"], 0.1, rtol=1e-6)
+    assert_fills(layers[2]["kernel"], 3e-3)
+    assert_fills(layers[2]["bias"], 3e-3)
+    assert np.max(np.abs(layers[2]["kernel"])) > 2.5e-3
+
+
+def test_orthogonal_kernels_have_equal_singular_values():
+    gain = math.sqrt(2.0)
+    init = networks.orthogonal(gain)
+    for layer in layers_of(hidden_init=init, out_init=init):
+        singular = np.linalg.svd(np.asarray(layer["kernel"]), compute_uv=False)
+        np.testing.assert_allclose(singular, gain, rtol=1e-4)
+        np.testing.assert_array_equal(layer["bias"], 0.0)
+
+
+def test_critics_of_an_ensemble_differ_and_smallest_is_taken():
+    critic = networks.Critic((16,))
+    params = networks.init_critics(critic, KEY, 3, 2, 4)
+    assert len(params) == 4
+    rng = np.random.default_rng(5)
+    obs = jnp.asarray(rng.normal(size=(50, 3)), jnp.float32)
+    action = jnp.asarray(rng.normal(size=(50, 2)), jnp.float32)
+    q = np.stack([np.asarray(networks.apply(critic, p, obs, action)) for p in params])
+    assert len({tuple(row) for row in q}) == 4
+    assert len(set(q.argmin(0))) > 1
+    got = networks.smallest_q(critic, params, obs, action)
+    np.testing.assert_array_equal(got, q.min(0))
