@@ -105,7 +105,8 @@ def read_npz(path: Path) -> tuple[Episodes, str | None, dict[str, Any]]:
 def _fields(path: Path) -> dict[str, np.ndarray]:
     """Loads the fields by their canonical names."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an .npz archive")
             present = set(archive.files)

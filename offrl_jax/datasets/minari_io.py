@@ -150,7 +150,7 @@ def write(
         with _datasets_path(temporary), warnings.catch_warnings():
             # "env_spec is None" and "evaluation environment": there is none.
             warnings.filterwarnings("ignore", category=UserWarning, module="minari")
-            minari.create_dataset_from_buffers(
+            dataset = minari.create_dataset_from_buffers(
                 dataset_id,
                 buffer=buffers,
                 observation_space=Box(-np.inf, np.inf, (obs_dim,), np.float32),
@@ -160,10 +160,12 @@ def write(
                 author_email="none",
                 code_permalink=f"offrl_jax {__version__}",
                 description=description,
-                ref_min_score=reference[0],
-                ref_max_score=reference[1],
                 data_format=data_format,
                 requirements=[],
+            )
+            # The writer drops reference scores where there is no environment.
+            dataset.storage.update_metadata(
+                {"ref_min_score": reference[0], "ref_max_score": reference[1]}
             )
         written = temporary.joinpath(*dataset_id.split("/"), "data")
         written.rename(temporary / "data")
@@ -211,11 +213,10 @@ def _info(dataset: Any, dataset_id: str) -> MinariInfo:
     keys = _observation_keys(space, dataset_id)
     obs_dim = sum(int(np.prod((space[k] if k else space).shape)) for k in keys)
     _action_bounds(dataset.action_space, dataset_id)
-    env_spec = dataset.spec.eval_env_spec or dataset.spec.env_spec
+    env_spec = _env_spec(dataset)
     horizon = env_spec.max_episode_steps if env_spec is not None else None
     if horizon is None:
-        every = dataset.storage.get_episode_metadata(range(dataset.total_episodes))
-        horizon = max(int(one["total_steps"]) for one in every)
+        horizon = _longest_episode(dataset, dataset_id)
     env_id = None
     if env_spec is not None and not env_spec.kwargs:
         plain = isinstance(space, gymnasium.spaces.Box)
@@ -232,6 +233,28 @@ def _info(dataset: Any, dataset_id: str) -> MinariInfo:
         episodes=int(dataset.total_episodes),
         transitions=int(dataset.total_steps),
     )
+
+
+def _longest_episode(dataset: Any, dataset_id: str) -> int:
+    try:
+        every = dataset.storage.get_episode_metadata(range(dataset.total_episodes))
+        return max(int(one["total_steps"]) for one in every)
+    except (OSError, KeyError, ValueError) as error:
+        raise _damaged(dataset_id, error) from error
+
+
+def _damaged(dataset_id: str, error: Exception) -> DataError:
+    return DataError(
+        f"Minari dataset '{dataset_id}': damaged ({_one_line(error)}); fetch it again"
+    )
+
+
+def _env_spec(dataset: Any) -> Any:
+    """The specification of the environment to evaluate in, or None."""
+    from gymnasium.envs.registration import EnvSpec
+
+    text = dataset.storage.metadata.get("eval_env_spec")
+    return EnvSpec.from_json(text) if text else dataset.spec.env_spec
 
 
 def _observation_keys(space: Any, dataset_id: str) -> tuple[str, ...]:
@@ -291,10 +314,7 @@ def read(store: Store, dataset_id: str) -> tuple[Episodes, MinariInfo]:
             ):
                 column.append(array)
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(
-            f"Minari dataset '{dataset_id}': damaged ({_one_line(error)}); fetch it "
-            "again"
-        ) from error
+        raise _damaged(dataset_id, error) from error
     if not columns[0]:
         raise DataError(f"Minari dataset '{dataset_id}': holds no episode")
     obs, action, reward, next_obs, terminated, truncated = (

@@ -206,7 +206,8 @@ def read_official(
     split, md5 = identify(path, task_id, split)
     official = TASKS[task_id]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         episodes = Episodes(
             obs=np.asarray(arrays["obs"], np.float32),
