@@ -82,7 +82,7 @@ def _grid() -> Table:
 def _ranking(section: Section, width: int) -> Table:
     unit = "IQM" if section.unit == "score" else "IQM return"
     tuned = any(entry.tuned for entry in section.entries)
-    header = ["", "agent", unit, "95 % interval", "", "mean", "median", "gap"]
+    header = ["#", "agent", unit, "95 % interval", "", "mean", "median", "gap"]
     header += ["P(lead)", "runs", "s/run"] + ["tuned"] * tuned
     lines: list[list[Text]] = []
     for entry in section.entries:
