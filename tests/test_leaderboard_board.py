@@ -180,6 +180,16 @@ class TestRanking:
         assert cell.seeds == tuple(range(10)) and cell.episodes == 20
         assert cell.mean is not None and cell.mean.value == 40.0
 
+    def test_behaviour_is_that_of_the_dataset_the_runs_used(
+        self, tmp_path: Path
+    ) -> None:
+        rows = [*make_rows("iql", even(60.0), seeds=2)]
+        for recipe, score in (("a", 1.0), ("r", 30.0), ("z", 2.0)):
+            other = {"recipe_hash": recipe, "run_id": f"behaviour-{recipe}"}
+            rows.append(make_behaviour(TASKS[0], score, **other))
+        section = only_section(fill(tmp_path, rows))
+        assert [task.behaviour for task in section.tasks] == [30.0, None]
+
     def test_rows_of_other_steps_roles_and_order_change_nothing(
         self, tmp_path: Path
     ) -> None:
@@ -345,10 +355,11 @@ class TestAbsentRuns:
         # seed 2 without any.
         early = dataclasses.replace(rows[5], step=30, row_id="", status="diverged")
         low = dataclasses.replace(rows[6], row_id="", status="diverged", score=-7.0)
+        before = dataclasses.replace(low, step=40, row_id="")
         nothing = dataclasses.replace(
             rows[7], row_id="", status="diverged", score=None, returns=[math.nan]
         )
-        rows = [half, failed, *rows[3:5], early, low, nothing, *rows[8:]]
+        rows = [half, failed, *rows[3:5], early, before, low, nothing, *rows[8:]]
         section = only_section(fill(tmp_path, rows, [job]))
         (entry,) = section.entries
         first, second = entry.cells
@@ -362,8 +373,9 @@ class TestAbsentRuns:
             f"{names[0]}: seed 2 failed (out of memory)",
             f"{names[0]}: seed 0 missing",
             f"{names[0]}: seed 1 missing, at 50 of 100 updates",
-            f"{names[1]}: seeds 1-2 diverged at 100 updates, counted as the floor",
-            f"{names[1]}: seed 0 diverged at 30 updates, counted as the floor",
+            f"{names[1]}: seed 1 diverged by 40 updates, counted as the floor",
+            f"{names[1]}: seed 2 diverged by 100 updates, counted as the floor",
+            f"{names[1]}: seed 0 diverged by 30 updates, counted as the floor",
         }
 
     def test_floor_of_raw_returns_is_the_lowest_known(self, tmp_path: Path) -> None:
@@ -409,6 +421,13 @@ class TestAbsentRuns:
         board = leaderboard.build(fill(tmp_path / "old", old, jobs))
         mean = board.sections[0].entries[0].mean
         assert mean is not None and mean.value == 10.0
+
+    def test_torn_line_is_told_without_the_folder(self, tmp_path: Path) -> None:
+        fill(tmp_path, make_rows("iql", even(60.0), seeds=2))
+        (path,) = (tmp_path / "rows").iterdir()
+        path.write_bytes(path.read_bytes()[:-9])
+        (message,) = leaderboard.build(tmp_path).messages
+        assert message.startswith(f"rows/{path.name}: skipped a torn last line")
 
     def test_folders_without_results(self, tmp_path: Path) -> None:
         with pytest.raises(ResultsError, match="no such folder"):

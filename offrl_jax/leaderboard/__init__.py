@@ -1,7 +1,7 @@
 """Leaderboards: statistics and tables, computed from rows and plan alone.
 
-Nothing here trains or evaluates.  `build` gives the tables as data, `render` as text in
-one of `FORMATS`; the same rows and plan give the same bytes.
+Nothing here trains or evaluates.  `build` gives the tables as data, `draw` as text in
+one of `FORMATS`, `render` is both; the same rows and plan give the same bytes.
 """
 
 from pathlib import Path
@@ -13,25 +13,35 @@ from offrl_jax.leaderboard.model import Leaderboard
 
 FORMATS = ("table", "md", "csv", "json")
 
-__all__ = ["FORMATS", "Leaderboard", "build", "render"]
+__all__ = ["FORMATS", "Leaderboard", "build", "draw", "render"]
 
 
 def render(folder: Path, format: str, *, width: int = 100, colour: bool = False) -> str:
-    """The leaderboard of a results folder as text that ends with a newline.
+    """The leaderboard of a results folder as text; `draw` of its `build`.
+
+    Raises:
+      UsageError: unknown format.
+      ResultsError: as `build`.
+    """
+    _check_format(format)
+    return draw(build(folder), format, width=width, colour=colour)
+
+
+def draw(
+    board: Leaderboard, format: str, *, width: int = 100, colour: bool = False
+) -> str:
+    """A leaderboard as text that ends with a newline.
 
     Args:
-      folder: a results folder, or one above several.
+      board: built once, drawn in as many formats as wanted.
       format: one of `FORMATS`.
       width: columns of `table`.
       colour: whether `table` is styled for a terminal.
 
     Raises:
       UsageError: unknown format.
-      ResultsError: as `build`.
     """
-    if format not in FORMATS:
-        raise unknown_name("format", format, FORMATS)
-    board = build(folder)
+    _check_format(format)
     if format == "table":
         return table.draw(board, width=width, colour=colour)
     return {
@@ -39,3 +49,8 @@ def render(folder: Path, format: str, *, width: int = 100, colour: bool = False)
         "csv": formats.to_csv,
         "json": formats.to_json,
     }[format](board)
+
+
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)

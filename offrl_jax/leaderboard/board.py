@@ -43,7 +43,8 @@ def build(folder: Path) -> Leaderboard:
             f"{folder}: no such folder; give the results folder of `offrl benchmark`"
         )
     messages: list[str] = []
-    rows = read_rows(folder, messages.append)
+    # Paths inside the folder: tables are kept and shared, whoever drew them.
+    rows = read_rows(folder, lambda m: messages.append(m.replace(f"{folder}/", "")))
     plan = read_plan(folder)
     runs, superseded = final_runs(rows, plan)
     if not runs:
@@ -54,7 +55,11 @@ def build(folder: Path) -> Leaderboard:
         )
     if superseded:
         messages.append(f"{superseded} runs are superseded by later ones of their cell")
-    behaviour = {row.task: row for row in rows if row.agent == BEHAVIOUR}
+    behaviour = {
+        (row.task, row.recipe_hash or row.dataset_hash): row
+        for row in rows
+        if row.agent == BEHAVIOUR
+    }
     budget = tuning_budget(rows)
     groups: dict[tuple[SectionKey, str], list[Run]] = defaultdict(list)
     for run, tuning in zip(runs, _tuning(runs), strict=True):
@@ -88,10 +93,15 @@ def _section(
     key: SectionKey,
     tuning: str,
     runs: list[Run],
-    behaviour: Mapping[str, Row],
+    behaviours: Mapping[tuple[str, str | None], Row],
     budget: Mapping[tuple[str, str], tuple[int, set[int]]],
 ) -> Section:
     tasks = sorted({run.cell.task for run in runs})
+    behaviour = {
+        task: behaviours[task, data]
+        for task, data in sorted({(r.cell.task, r.dataset or "") for r in runs})
+        if (task, data) in behaviours
+    }
     units = {task: _unit(task, runs, behaviour.get(task)) for task in tasks}
     begun = {run.cell.task for run in runs if run.row is not None}
     # Raw returns of different tasks have no common scale, so they are never pooled.
@@ -267,7 +277,7 @@ def _absent(
             at = f", at {run.reached:,} of {run.section.updates_total:,} updates"
             groups[run.cell, "missing" + (at if run.reached else "")].append(run.seed)
         elif run.diverged:
-            at = f"diverged at {run.reached:,} updates, counted as the floor"
+            at = f"diverged by {run.reached:,} updates, counted as the floor"
             groups[run.cell, at].append(run.seed)
     return tuple(
         f"{labels[cell.agent, cell.setting]} on {cell.task}: {_seeds(seeds)} {reason}"

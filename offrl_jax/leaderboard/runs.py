@@ -56,7 +56,7 @@ class Run:
       hyper: canonical JSON of the setting's values.
       dataset: recipe hash, or the hash of the bytes where there is no recipe.
       row: the row that counts: of the last step, or of a divergence; else None.
-      reached: the latest step with any row.
+      reached: the latest step with any row; of a divergence, the first that shows it.
       failure: one line, where the latest row says `failed` (and nothing counts).
     """
 
@@ -195,6 +195,8 @@ def _run(
         elif latest.status == "diverged" or latest.step == section.updates_total:
             counted = latest
     reached = latest.step if latest is not None else 0
+    if counted is not None and counted.status == "diverged":
+        reached = min(row.step for row in rows if row.status == "diverged")
     return Run(
         section, cell, seed, run_id, config, hyper, dataset, counted, reached, failure
     )
