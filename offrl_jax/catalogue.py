@@ -333,11 +333,11 @@ def _convert(task: Task, store: Store, tell: Callable[[str], None]) -> None:
     """Converts a Minari dataset to mapped arrays, again if its files changed."""
     dataset_id = task.id.removeprefix("minari/")
     mark = minari_io.fingerprint(store, dataset_id)
-    if store.has(task.id):
-        if store.record(task.id).info["fingerprint"] == mark:
-            return
-        for split in ("train", "val"):
-            store.remove(task.id, split)
+    if store.has(task.id) and store.record(task.id).info["fingerprint"] == mark:
+        return
+    # Stale, or the rest of a conversion that was interrupted.
+    for split in ("train", "val"):
+        store.remove(task.id, split)
     tell(f"reading the Minari dataset {dataset_id}")
     episodes, _ = minari_io.read(store, dataset_id)
     source = {"kind": "Minari dataset", "id": dataset_id}

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from offrl_jax.envs.base import HostEnv, PureEnv
-from offrl_jax.population import AXIS, make_mesh, pad_members
-from offrl_jax.types import ActFn, Array, Hyper, Key, ObsStats, State
+from offrl_jax.population import AXIS, make_mesh, spread_members
+from offrl_jax.types import ActFn, Array, Hyper, ObsStats, State
 
 MAX_HOST_EPISODES = 4096
 """Episodes simulated side by side on the host (about 0.4 MB each under MuJoCo)."""
@@ -85,7 +84,6 @@ class Evaluator:
         self.env = env
         self.episodes = episodes
         self._mesh = make_mesh() if mesh is None else mesh
-        self._by_member = NamedSharding(self._mesh, P(AXIS))
         if isinstance(env, PureEnv):
             body = jax.vmap(lambda *args: _pure_episodes(act, env, *args))
         else:
@@ -106,33 +104,32 @@ class Evaluator:
         stats: ObsStats,
         seeds: np.ndarray,
         protocol_seed: int,
+        healthy: np.ndarray | None = None,
     ) -> EpisodeResults:
         """Plays `episodes` episodes with each of M policies.
 
         Args:
-          state: agent states, leaves `[M, ...]`.
-          hyper: leaves `[M]`.
-          stats: standardisation of observations, leaves `[M, O]`.
+          state: agent states, leaves `[M, ...]` or already padded and on the mesh.
+          hyper: leaves `[M]`, likewise.
+          stats: standardisation of observations, leaves `[M, O]`, likewise.
           seeds: `[M]`, the members' seeds.
           protocol_seed: the protocol's; another one gives other episodes.
+          healthy: `[M]`, bool; a simulator is not stepped with the actions of the
+            others (they may be NaN) and their entries mean nothing.  Default: all.
 
         Returns:
           Returns, lengths and successes per member and episode.
         """
         size = len(seeds)
-        padded = -(-size // self._mesh.size) * self._mesh.size
-
-        def spread(tree: Any) -> Any:
-            return jax.device_put(pad_members(tree, padded), self._by_member)
-
-        policy = spread((state, hyper, stats))
+        policy = spread_members((state, hyper, stats), self._mesh)
         episode_seeds = _episode_seeds(protocol_seed, seeds, self.episodes)
         if isinstance(self.env, PureEnv):
-            keys = spread(jax.vmap(jax.vmap(jax.random.key))(episode_seeds))
-            out = jax.device_get(self._run(keys, *policy))
+            out = self._run(spread_members(episode_seeds, self._mesh), *policy)
             returns, lengths, success = (np.asarray(leaf)[:size] for leaf in out)
         else:
-            returns, lengths, success = self._on_host(policy, episode_seeds, padded)
+            if healthy is None:
+                healthy = np.ones(size, bool)
+            returns, lengths, success = self._on_host(policy, episode_seeds, healthy)
         return EpisodeResults(
             returns.astype(np.float64),
             lengths.astype(np.int64),
@@ -140,12 +137,12 @@ class Evaluator:
         )
 
     def _on_host(
-        self, policy: Any, seeds: np.ndarray, padded: int
+        self, policy: Any, seeds: np.ndarray, healthy: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Episodes stepped outside of jit, in slices of at most `MAX_HOST_EPISODES`."""
         width = max(1, min(self.episodes, MAX_HOST_EPISODES // len(seeds)))
         parts = [
-            self._host_slice(policy, seeds[:, start : start + width], padded, width)
+            self._host_slice(policy, seeds[:, start : start + width], healthy, width)
             for start in range(0, self.episodes, width)
         ]
         returns, lengths, success = (
@@ -154,28 +151,28 @@ class Evaluator:
         return returns, lengths, success
 
     def _host_slice(
-        self, policy: Any, seeds: np.ndarray, padded: int, width: int
+        self, policy: Any, seeds: np.ndarray, healthy: np.ndarray, width: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         env = self.env
         assert not isinstance(env, PureEnv)
         size, episodes = seeds.shape
         obs_dim = env.spec.obs_dim
+        padded = -(-size // self._mesh.size) * self._mesh.size
         # Every call of the compiled policy has the same shape: short slices are padded.
-        key_seeds = np.zeros((padded, width), np.uint32)
-        key_seeds[:size, :episodes] = seeds
-        keys = jax.device_put(
-            jax.vmap(jax.vmap(jax.random.key))(key_seeds), self._by_member
-        )
+        padded_seeds = np.zeros((padded, width), np.uint32)
+        padded_seeds[:size, :episodes] = seeds
+        padded_seeds = spread_members(padded_seeds, self._mesh)
         obs = env.reset(seeds.reshape(-1))
         returns = np.zeros(size * episodes)
         lengths = np.zeros(size * episodes, np.int64)
         success = np.zeros(size * episodes, bool)
-        active = np.ones(size * episodes, bool)
+        active = np.repeat(healthy, episodes)
         padded_obs = np.zeros((padded, width, obs_dim), np.float32)
         for t in range(env.spec.horizon):
             padded_obs[:size, :episodes] = obs.reshape(size, episodes, obs_dim)
             steps = np.full(padded, t, np.int32)
-            action = np.asarray(self._run(keys, steps, *policy, padded_obs))
+            inputs = spread_members((steps, padded_obs), self._mesh)
+            action = np.asarray(self._run(padded_seeds, inputs[0], *policy, inputs[1]))
             action = action[:size, :episodes].reshape(size * episodes, -1)
             step = env.step(action, active)
             returns += np.where(active, step.reward, 0.0)
@@ -191,33 +188,33 @@ class Evaluator:
 
 def _actions(
     act: ActFn,
-    keys: Array,
+    seeds: Array,
     t: Array,
     state: State,
     hyper: Hyper,
     stats: ObsStats,
     obs: Array,
 ) -> Array:
-    """Actions `[E, A]` of one member at step `t` in `obs` `[E, O]`.
+    """Actions `[E, A]` of one member at step `t` in `obs` `[E, O]`; `seeds` `[E]`.
 
     Every episode has its own key, so a policy that draws noise draws the same noise
     however many episodes are played beside it.
     """
 
-    def one(key: Key, obs: Array) -> Array:
-        step_key = jax.random.fold_in(jax.random.fold_in(key, 1), t)
-        return act(step_key, state, obs[None], hyper)[0]
+    def one(seed: Array, obs: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        return act(jax.random.fold_in(key, t), state, obs[None], hyper)[0]
 
-    return jnp.clip(jax.vmap(one)(keys, standardise(obs, stats)), -1.0, 1.0)
+    return jnp.clip(jax.vmap(one)(seeds, standardise(obs, stats)), -1.0, 1.0)
 
 
 def _pure_episodes(
-    act: ActFn, env: PureEnv, keys: Array, state: State, hyper: Hyper, stats: ObsStats
+    act: ActFn, env: PureEnv, seeds: Array, state: State, hyper: Hyper, stats: ObsStats
 ) -> tuple[Array, Array, Array]:
     """Returns, lengths and successes `[E]` of one member's whole episodes."""
-    episodes = keys.shape[0]
-    reset_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0)
-    env_state, obs = jax.vmap(env.reset)(reset_keys)
+    episodes = seeds.shape[0]
+    reset_keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))
+    env_state, obs = jax.vmap(env.reset)(reset_keys(seeds))
     start = _Tally(
         env_state,
         obs,
@@ -233,7 +230,7 @@ def _pure_episodes(
 
     def advance(carry: tuple[Array, _Tally]) -> tuple[Array, _Tally]:
         t, tally = carry
-        action = _actions(act, keys, t, state, hyper, stats, tally.obs)
+        action = _actions(act, seeds, t, state, hyper, stats, tally.obs)
         env_state, step = jax.vmap(env.step)(tally.env, action)
         active = tally.active
         return t + 1, _Tally(

@@ -56,18 +56,18 @@ class Population(NamedTuple):
       mesh: the devices.
       size: M without padding.
       padded: M with padding, a multiple of the number of devices.
-      init: `(seed [M], hyper leaves [M]) -> state`.
+      init: `(seed [M], hyper leaves [M]) -> state`, arguments on the host.
       run: one compiled function per phase:
         `(state, table, task [M], hyper, updates) -> (state, metrics)`, where `updates`
         is traced (no length recompiles), `state` is donated, and metrics are means over
         the updates, leaves `[M]`.
-      next_phase: `state -> state` with the counters at zero.
+      next_phase: `state -> state` with the step at zero.
     """
 
     mesh: Mesh
     size: int
     padded: int
-    init: Callable[[Array, Hyper], PopulationState]
+    init: Callable[[Any, Hyper], PopulationState]
     run: tuple[Callable[..., tuple[PopulationState, Metrics]], ...]
     next_phase: Callable[[PopulationState], PopulationState]
 
@@ -78,14 +78,33 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(found, (AXIS,))
 
 
-def pad_members(tree: Any, padded: int) -> Any:
-    """Repeats the last member until the leading axis has `padded` entries."""
+def spread_members(tree: Any, mesh: Mesh) -> Any:
+    """Puts a tree with leading axis M on the mesh, padded with copies of the last
+    member.
 
-    def pad(leaf: Array) -> Array:
-        index = np.minimum(np.arange(padded), leaf.shape[0] - 1)
-        return leaf[index]
+    The padding is done on the host: indexing an array that is spread over devices would
+    compile a collective, and collectives between virtual CPU devices can wait for each
+    other for ever when there are fewer cores than work.  A tree that is padded and
+    spread already is returned as it is.
 
-    return jax.tree.map(pad, tree)
+    Args:
+      tree: leaves `[M, ...]` or `[M padded, ...]`.
+      mesh: the devices.
+
+    Returns:
+      Leaves `[M padded, ...]`, where M padded is the next multiple of the mesh's size.
+    """
+    by_member = NamedSharding(mesh, P(AXIS))
+
+    def spread(leaf: Any) -> Array:
+        size = leaf.shape[0]
+        padded = -(-size // mesh.size) * mesh.size
+        if padded != size:
+            index = np.minimum(np.arange(padded), size - 1)
+            leaf = np.asarray(leaf)[index]
+        return jax.device_put(leaf, by_member)
+
+    return jax.tree.map(spread, tree)
 
 
 def _is_finite(tree: Any) -> Array:
@@ -187,7 +206,6 @@ def make_population(
     mesh = make_mesh() if mesh is None else mesh
     devices = mesh.size
     padded = -(-size // devices) * devices
-    by_member = NamedSharding(mesh, P(AXIS))
 
     def init_member(seed: Array, hyper: Hyper) -> PopulationState:
         key = jax.random.key(seed)
@@ -197,11 +215,19 @@ def make_population(
             agent.init(agent_key, hyper), source.init(source_key), key, zero, zero - 1
         )
 
-    init_all = jax.jit(jax.vmap(init_member), out_shardings=by_member)
+    init_all = jax.jit(
+        jax.shard_map(
+            jax.vmap(init_member),
+            mesh=mesh,
+            in_specs=P(AXIS),
+            out_specs=P(AXIS),
+            check_vma=False,
+        )
+    )
 
-    def init(seed: Array, hyper: Hyper) -> PopulationState:
-        seeds = pad_members(np.asarray(seed, np.uint32), padded)
-        return init_all(seeds, pad_members(hyper, padded))
+    def init(seed: Any, hyper: Hyper) -> PopulationState:
+        seeds = np.asarray(seed, np.uint32)
+        return init_all(*spread_members((seeds, hyper), mesh))
 
     def make_run(index: int, phase: Phase) -> Callable[..., Any]:
         def chunk(
@@ -242,9 +268,8 @@ def make_population(
 
         return run
 
-    @jax.jit
     def next_phase(state: PopulationState) -> PopulationState:
-        return state._replace(step=jnp.zeros_like(state.step))
+        return state._replace(step=spread_members(np.zeros(padded, np.int32), mesh))
 
     phases = tuple(make_run(i, phase) for i, phase in enumerate(agent.phases))
     return Population(mesh, size, padded, init, phases, next_phase)
@@ -263,11 +288,5 @@ def place(population: Population, table: DataTable, task: Any, hyper: Hyper) -> 
       `(table, task, hyper)` as `run` takes them.
     """
     everywhere = NamedSharding(population.mesh, P())
-    by_member = NamedSharding(population.mesh, P(AXIS))
-    task = pad_members(np.asarray(task, np.int32), population.padded)
-    hyper = pad_members(hyper, population.padded)
-    return (
-        jax.device_put(table, everywhere),
-        jax.device_put(task, by_member),
-        jax.device_put(hyper, by_member),
-    )
+    members = (np.asarray(task, np.int32), hyper)
+    return jax.device_put(table, everywhere), *spread_members(members, population.mesh)

@@ -44,7 +44,9 @@ def agents(name: str | None) -> None:
         return
     table = _table("agent", "title", "reference", "presets")
     for entry in REGISTRY.values():
-        table.add_row(entry.name, entry.title, entry.reference, ", ".join(entry.presets))
+        table.add_row(
+            entry.name, entry.title, entry.reference, ", ".join(entry.presets)
+        )
     console.print(table)
     console.print("settings of one agent: offrl agents NAME")
 
@@ -87,7 +89,11 @@ def tasks(store: Store, part: str | None) -> None:
             str(task.spec.obs_dim),
             str(task.spec.action_dim),
             str(task.spec.horizon),
-            "yes" if task.env_id and task.reference else "return" if task.env_id else "-",
+            "yes"
+            if task.env_id and task.reference
+            else "return"
+            if task.env_id
+            else "-",
             "present" if present else "generated on use" if generated else "absent",
             task.description,
         )
@@ -164,10 +170,20 @@ def doctor(store: Store) -> None:
     from offrl_jax.catalogue import is_present
 
     console = _console()
-    names = (
-        "offrl-jax jax jaxlib flax optax chex distrax orbax-checkpoint minari "
-        "gymnasium mujoco numpy"
-    ).split()
+    names = [
+        "offrl-jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "chex",
+        "distrax",
+        "orbax-checkpoint",
+        "minari",
+        "gymnasium",
+        "mujoco",
+        "numpy",
+    ]
     console.print(f"python {platform.python_version()} on {platform.platform()}")
     missing = []
     for name in names:

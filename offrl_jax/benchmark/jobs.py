@@ -71,6 +71,7 @@ class Prepared(NamedTuple):
       table: data on the devices.
       task: `[M padded]`, index into the job's tasks, on the devices.
       hyper: leaves `[M padded]`, on the devices.
+      own_hyper: leaves `[M]`, on the host.
       stats: leaves `[M, O]`.
       seeds: `[M]`.
       envs: the environments, by id.
@@ -82,6 +83,7 @@ class Prepared(NamedTuple):
     table: DataTable
     task: Any
     hyper: Hyper
+    own_hyper: Hyper
     stats: ObsStats
     seeds: np.ndarray
     envs: dict[str, PureEnv | HostEnv]
@@ -116,7 +118,7 @@ def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
     population = make_population(
         agent, dataset_sampler(), len(job.members), make_mesh(devices)
     )
-    table, task_on_device, hyper = place(population, table, task, hyper)
+    table, placed_task, placed_hyper = place(population, table, task, hyper)
     by_env: dict[str, list[int]] = {}
     for index, member in enumerate(job.members):
         env_id = tasks[member.task].task.env_id
@@ -130,7 +132,8 @@ def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
         agent,
         population,
         table,
-        task_on_device,
+        placed_task,
+        placed_hyper,
         hyper,
         stats,
         np.array([member.seed for member in job.members]),
@@ -206,7 +209,7 @@ class _Run:
 
     def run(self) -> None:
         job, agent = self.job, self.ready.agent
-        state = self.ready.population.init(self.ready.seeds, _head(self.ready))
+        state = self.ready.population.init(self.ready.seeds, self.ready.own_hyper)
         phase, state = self._resume(state)
         label = f"{job.agent} ({len(job.members)} runs)"
         self.progress.begin(label, self.all_updates, self._done(phase, state))
@@ -257,7 +260,7 @@ class _Run:
         """Updates of all phases done so far."""
         names = [phase.name for phase in self.ready.agent.phases[:phase]]
         before = sum(self.job.phase_updates[name] for name in names)
-        return before + int(state.step[0])
+        return before + _step(state)
 
     def _train_phase(self, index: int, state: PopulationState) -> PopulationState:
         """Runs one phase to its end; evaluates along the last one."""
@@ -274,7 +277,7 @@ class _Run:
         state, _ = jax.block_until_ready(train(state, *args, 0))
         self.clock.compile += time.monotonic() - started
 
-        step = int(state.step[0])
+        step = _step(state)
         if last_phase and step in stops:
             self._evaluate(step, state)
         chunk = FIRST_CHUNK
@@ -317,16 +320,26 @@ class _Run:
         started = time.monotonic()
         results: dict[int, EpisodeResults] = {}
         for env_id, members in ready.evaluated_by.items():
-            healthy = members[~diverged[members]]
-            if len(healthy):
-                found = self._evaluator(env_id, episodes)(
-                    _take(state.agent, healthy),
-                    _take(ready.hyper, healthy),
-                    _take(ready.stats, healthy),
-                    ready.seeds[healthy],
-                    job.protocol["seed"],
+            if diverged[members].all():
+                continue
+            agent_state, hyper, stats = state.agent, ready.hyper, ready.stats
+            if len(members) < len(job.members):
+                agent_state, hyper, stats = (
+                    jax.tree.map(
+                        lambda leaf, rows=members: np.asarray(leaf)[rows], tree
+                    )
+                    for tree in (state.agent, ready.own_hyper, ready.stats)
                 )
-                for row, member in enumerate(healthy):
+            found = self._evaluator(env_id, episodes)(
+                agent_state,
+                hyper,
+                stats,
+                ready.seeds[members],
+                job.protocol["seed"],
+                ~diverged[members],
+            )
+            for row, member in enumerate(members):
+                if not diverged[member]:
                     results[int(member)] = jax.tree.map(
                         lambda x, row=row: x[row], found
                     )
@@ -395,11 +408,6 @@ class _Run:
         )
 
 
-def _head(ready: Prepared) -> Hyper:
-    """The hyper-parameters without padding, `[M]`."""
-    return jax.tree.map(lambda leaf: leaf[: ready.population.size], ready.hyper)
-
-
-def _take(tree: Any, index: np.ndarray) -> Any:
-    """The members `index` of a tree with leading axis M."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+def _step(state: PopulationState) -> int:
+    """Updates of the current phase done; the same for all members."""
+    return int(np.asarray(state.step)[0])
