@@ -157,6 +157,27 @@ def test_a_minari_dataset_is_a_task_and_cached(filled: Store, monkeypatch) -> No
     assert len(told) == 2
 
 
+def test_an_interrupted_conversion_is_done_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for dataset, seed in (("group/a-v0", 0), ("group/b-v0", 1)):
+        minari_io.write(
+            store,
+            dataset,
+            random_episodes(seed, count=40),
+            description="test",
+            algorithm="none",
+            reference=(0.0, 1.0),
+        )
+    # What is left if the process ends between the two splits: an old `val`.
+    store.write("minari/group/a-v0", "val", random_episodes(7), source={})
+    loaded = catalogue.load_task("minari/group/a-v0", store)
+    _, validation = schema.split_validation(random_episodes(0, count=40))
+    assert validation is not None
+    assert loaded.validation is not None
+    assert schema.dataset_hash(loaded.validation) == schema.dataset_hash(validation)
+    assert not store.has("minari/group/b-v0")
+
+
 def test_what_lies_in_the_store_is_listed(filled: Store) -> None:
     ids = [task.id for task in catalogue.known_tasks(filled)]
     assert ids[19:] == ["minari/group/deep/set-v1", "local/own-v0"]

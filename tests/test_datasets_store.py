@@ -52,6 +52,8 @@ def test_records_list_everything_sorted(tmp_path: Path) -> None:
         _write(where, split=split, task=task)
     (tmp_path / "tasks/local/.partial-x/train").mkdir(parents=True)
     (tmp_path / "tasks/local/.partial-x/train/record.json").write_text("{}")
+    (tmp_path / "tasks/local/b-v0/other").mkdir(parents=True)
+    (tmp_path / "tasks/local/b-v0/other/record.json").write_text("{}")
     found = [(record.task_id, record.split) for record in where.records()]
     assert found == [(TASK, "train"), (TASK, "val"), ("local/z-v0", "train")]
     assert len(where.check_all()) == 3

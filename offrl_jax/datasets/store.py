@@ -151,12 +151,7 @@ class Store:
 
     def records(self) -> list[Record]:
         """Records of everything stored, sorted by task and split."""
-        found = []
-        root = self.path / "tasks"
-        for path in sorted(root.glob("**/record.json")):
-            parts = path.relative_to(root).parts[:-1]
-            if not any(part.startswith(".") for part in parts):
-                found.append(self.record("/".join(parts[:-1]), parts[-1]))
+        found = [self.record(*where) for where in self._stored()]
         return sorted(found, key=lambda record: (record.task_id, record.split))
 
     def load(self, task_id: str, split: str = "train") -> Episodes:
@@ -330,13 +325,18 @@ class Store:
 
     def check_all(self) -> list[CheckResult]:
         """`check` of everything that has a record."""
+        return [self.check(*where) for where in self._stored()]
+
+    def _stored(self) -> list[tuple[str, str]]:
+        """`(task id, split)` of every folder with a record, without hidden ones."""
         root = self.path / "tasks"
-        results = []
+        found = []
         for path in sorted(root.glob("**/record.json")):
             *parts, split, _ = path.relative_to(root).parts
-            if not any(part.startswith(".") for part in (*parts, split)):
-                results.append(self.check("/".join(parts), split))
-        return results
+            hidden = any(part.startswith(".") for part in parts)
+            if parts and split in SPLITS and not hidden:
+                found.append(("/".join(parts), split))
+        return found
 
 
 def sha256_of(path: Path) -> str:
