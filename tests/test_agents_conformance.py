@@ -195,12 +195,13 @@ def test_actions_are_bounded_and_repeatable(name, state):
     it = lab(name)
     obs = 10.0 * jax.random.normal(jax.random.key(3), (64, 2))
     obs = jnp.concatenate([obs, 1e4 * jnp.ones((1, 2))])
-    action = it.agent.act(jax.random.key(4), state, obs, it.hyper)
+    act = jax.jit(it.agent.act)
+    action = act(jax.random.key(4), state, obs, it.hyper)
     assert action.shape == (65, 1) and action.dtype == jnp.float32
     assert bool(jnp.all(jnp.abs(action) <= 1.0))
-    again = it.agent.act(jax.random.key(4), state, obs, it.hyper)
+    again = act(jax.random.key(4), state, obs, it.hyper)
     assert np.array_equal(action, again)
-    one = it.agent.act(jax.random.key(4), state, obs[:1], it.hyper)
+    one = act(jax.random.key(4), state, obs[:1], it.hyper)
     np.testing.assert_allclose(one, action[:1], rtol=1e-4, atol=1e-6)
 
 

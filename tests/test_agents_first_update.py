@@ -24,12 +24,14 @@ def first_update(name: str, **settings):
     config, hyper = resolve(entry, family="toy", preset=None, overrides=overrides)
     agent = entry.make(config, toy_mdps.SPEC)
     hyper = toy_mdps.as_arrays(hyper)
-    state = agent.init(jax.random.key(0), hyper)
-    rows = 96 * agent.phases[-1].stride
-    batch = jax.tree.map(lambda x: x[:rows], toy_mdps.random_data())
-    after, metrics = jax.jit(agent.phases[-1].update)(
-        jax.random.key(1), state, batch, hyper
-    )
+    phase = agent.phases[-1]
+    batch = jax.tree.map(lambda x: x[: 96 * phase.stride], toy_mdps.random_data())
+
+    def run(key, batch, hyper):
+        state = agent.init(key, hyper)
+        return state, *phase.update(key, state, batch, hyper)
+
+    state, after, metrics = jax.jit(run)(jax.random.key(0), batch, hyper)
     numbers = [np.asarray(x, np.float64) for x in batch]
     got = {k: float(v) for k, v in metrics.items()}
     return state, after, type(batch)(*numbers), got

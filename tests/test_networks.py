@@ -15,23 +15,25 @@ from offrl_jax import networks
 KEY = jax.random.key(0)
 
 
+def init(module, *inputs):
+    """Compiled as one program: op by op, each shape would compile on its own."""
+    return jax.jit(module.init)(KEY, *inputs)
+
+
 def perturbed(params):
     """Parameters without zeros or ones, so that no term can be missing unseen."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    noisy = [
-        x + 0.3 * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(9)
+    return jax.tree.map(
+        lambda x: np.float32(x + 0.3 * rng.normal(size=x.shape)), params
+    )
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("hidden", [(5,), (7, 3), (4, 4, 4)])
+@pytest.mark.parametrize("hidden", [(5,), (7, 3)])
 def test_mlp_equals_numpy(hidden, layer_norm):
     mlp = networks.MLP(hidden, 2, layer_norm)
     x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    params = perturbed(mlp.init(KEY, x))
+    params = perturbed(init(mlp, x))
     want = toy_mdps.forward(params["params"], x, layer_norm)
     np.testing.assert_allclose(networks.apply(mlp, params, x), want, atol=1e-5)
 
@@ -39,7 +41,7 @@ def test_mlp_equals_numpy(hidden, layer_norm):
 def test_actor_is_the_tanh_of_its_mlp():
     actor = networks.Actor((8,), 2)
     x = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
-    params = perturbed(actor.init(KEY, x))
+    params = perturbed(init(actor, x))
     want = np.tanh(toy_mdps.forward(params["params"]["MLP_0"], x))
     np.testing.assert_allclose(networks.apply(actor, params, x), want, atol=1e-5)
 
@@ -49,7 +51,7 @@ def test_critic_reads_observation_then_action():
     rng = np.random.default_rng(2)
     obs = rng.normal(size=(6, 3)).astype(np.float32)
     action = rng.normal(size=(6, 2)).astype(np.float32)
-    params = perturbed(critic.init(KEY, obs, action))
+    params = perturbed(init(critic, obs, action))
     x = np.concatenate([obs, action], -1)
     want = toy_mdps.forward(params["params"]["MLP_0"], x, True)[:, 0]
     got = networks.apply(critic, params, obs, action)
@@ -60,7 +62,7 @@ def test_critic_reads_observation_then_action():
 def test_value_is_a_scalar_per_row():
     value = networks.Value((8,))
     obs = np.random.default_rng(3).normal(size=(6, 3)).astype(np.float32)
-    params = perturbed(value.init(KEY, obs))
+    params = perturbed(init(value, obs))
     want = toy_mdps.forward(params["params"]["MLP_0"], obs)[:, 0]
     np.testing.assert_allclose(networks.apply(value, params, obs), want, atol=1e-5)
 
@@ -68,14 +70,14 @@ def test_value_is_a_scalar_per_row():
 def test_gaussian_actor_with_and_without_state_dependent_std():
     obs = jnp.asarray(np.random.default_rng(4).normal(size=(6, 3)), jnp.float32)
     dependent = networks.GaussianActor((8,), 2)
-    params = perturbed(dependent.init(KEY, obs))
+    params = perturbed(init(dependent, obs))
     mean, log_std = networks.apply(dependent, params, obs)
     out = toy_mdps.forward(params["params"]["MLP_0"], np.asarray(obs))
     np.testing.assert_allclose(mean, out[:, :2], atol=1e-5)
     np.testing.assert_allclose(log_std, out[:, 2:], atol=1e-5)
 
     free = networks.GaussianActor((8,), 2, state_dependent_std=False)
-    params = free.init(KEY, obs)
+    params = init(free, obs)
     mean, log_std = networks.apply(free, params, obs)
     assert mean.shape == log_std.shape == (6, 2)
     np.testing.assert_array_equal(log_std, np.zeros((6, 2)))
@@ -83,7 +85,7 @@ def test_gaussian_actor_with_and_without_state_dependent_std():
 
 
 def layers_of(**inits):
-    params = networks.MLP((300, 200), 4, **inits).init(KEY, jnp.zeros((1, 100)))
+    params = init(networks.MLP((300, 200), 4, **inits), jnp.zeros((1, 100)))
     return [params["params"][f"Dense_{i}"] for i in range(3)]
 
 
