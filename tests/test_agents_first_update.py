@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 import toy_mdps
 from toy_mdps import forward
 
@@ -147,6 +148,19 @@ def test_bc():
     state, _, batch, got = first_update("bc", lr=STILL)
     pi = np.tanh(forward(mlp(state.actor), batch.obs))
     close(got["actor_loss"], ((pi - batch.action) ** 2).mean())
+
+
+def test_gaussian_bc():
+    """Change of variables by hand: log N(atanh a) - log(1 - a^2)."""
+    state, _, batch, got = first_update(
+        "gaussian_bc", lr=STILL, log_std_min=-4.0, log_std_max=1.0
+    )
+    mean, raw = np.split(forward(mlp(state.actor), batch.obs), 2, axis=-1)
+    std = np.exp(-4.0 + 2.5 * (np.tanh(raw) + 1.0))
+    log_normal = scipy.stats.norm.logpdf(np.arctanh(batch.action), mean, std)
+    log_prob = (log_normal - np.log1p(-(batch.action**2))).sum(-1)
+    close(got["actor_loss"], -log_prob.mean())
+    close(got["std_before_tanh"], std.mean())
 
 
 def test_targets_are_constant_within_a_stride_and_move_once():

@@ -136,3 +136,16 @@ def test_critics_of_an_ensemble_differ_and_smallest_is_taken():
     assert len(set(q.argmin(0))) > 1
     got = networks.smallest_q(critic, params, obs, action)
     np.testing.assert_array_equal(got, q.min(0))
+
+
+def test_modules_are_hashable_and_equal_by_structure():
+    """They are closed over by jitted functions, which compare them by value."""
+    for make in (
+        lambda h: networks.Actor(h, 2),
+        lambda h: networks.GaussianActor(h, 2),
+        networks.Critic,
+        networks.Value,
+    ):
+        assert make((8, 8)) == make((8, 8))
+        assert hash(make((8, 8))) == hash(make((8, 8)))
+        assert make((8, 8)) != make((8, 4))

@@ -83,7 +83,7 @@ class State:
     actor_opt: optim.OptState
     critic_opt: optim.OptState
     value_opt: optim.OptState
-    # Updates done, float32 []: exact up to 2^24, and all that the schedule needs.
+    # [], float32: updates done, exact up to 2^24, for the actor's schedule.
     updates: Array
 
 
@@ -136,9 +136,9 @@ def make_iql(config: Config, spec: Spec) -> Agent:
 
     def value_loss(
         params: networks.Params, obs: Array, q: Array, level: Array
-    ) -> tuple[Array, Array]:
-        v = networks.apply(value, params, obs)
-        return jnp.mean(jax.vmap(losses.expectile, (0, None))(q - v, level)), v
+    ) -> Array:
+        difference = q - networks.apply(value, params, obs)
+        return jnp.mean(jax.vmap(losses.expectile, (0, None))(difference, level))
 
     def critic_loss(
         critics: tuple[networks.Params, ...], batch: Transitions, target: Array
@@ -164,7 +164,7 @@ def make_iql(config: Config, spec: Spec) -> Agent:
         del key
         q = networks.smallest_q(critic, state.target_critics, batch.obs, batch.action)
 
-        (v_loss, _), grads = jax.value_and_grad(value_loss, has_aux=True)(
+        v_loss, grads = jax.value_and_grad(value_loss)(
             state.value, batch.obs, q, hyper.expectile
         )
         value_params, value_opt = optim.adam_step(

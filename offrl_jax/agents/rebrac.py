@@ -45,7 +45,7 @@ from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
 class Config:
     """Structure of networks and update, and names of the data's transforms."""
 
-    # Appendix C of the paper: three hidden layers, LayerNorm in the critics only.
+    # The authors' code: three hidden layers, LayerNorm in the critics only.
     hidden: tuple[int, ...] = within(COUNT, (256, 256, 256))
     batch_size: int = within(COUNT, 256)
     obs_transform: str = "none"
@@ -58,10 +58,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Traced settings; the defaults are those of the authors' code.
-
-    The authors choose both penalties per dataset, from 1e-3 ... 1 and 0 ... 1.
-    """
+    """Traced settings: the authors' defaults (penalties are tuned per dataset)."""
 
     actor_lr: float = within(POSITIVE, 1e-3)
     critic_lr: float = within(POSITIVE, 1e-3)
