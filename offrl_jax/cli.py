@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import io
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
@@ -152,14 +153,13 @@ class Leaderboard:
         from offrl_jax.benchmark.runner import configure_jax
 
         configure_jax()
-        text = _draw(self.results, self.format)
+        from offrl_jax import leaderboard
+
+        board = leaderboard.build(self.results)
         if self.out is None:
-            print(text)
+            _show(board, self.format)
             return 0
-        try:
-            self.out.write_text(text if text.endswith("\n") else text + "\n")
-        except OSError as error:
-            raise UsageError(f"cannot write {self.out}: {error.strerror}") from error
+        _write(self.out, leaderboard.draw(board, self.format))
         print(f"wrote {self.out}")
         return 0
 
@@ -353,13 +353,24 @@ def _parse_settings(pairs: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def _draw(folder: Path, style: str) -> str:
+def _show(board: Any, style: str) -> None:
+    """Prints a leaderboard as wide as the terminal."""
     from offrl_jax import leaderboard
 
-    return leaderboard.render(folder, style)
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 100
+    print(leaderboard.draw(board, style, width=width, colour=terminal), end="")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _run_and_draw(suite, folder: Path, data_dir: Path | None, **options) -> int:
+    from offrl_jax import leaderboard
     from offrl_jax.benchmark.progress import Progress
     from offrl_jax.benchmark.runner import run_suite
 
@@ -374,9 +385,10 @@ def _run_and_draw(suite, folder: Path, data_dir: Path | None, **options) -> int:
             file=sys.stderr,
         )
         return 130
-    print(_draw(folder, "table"))
+    board = leaderboard.build(folder)
+    _show(board, "table")
     for style in ("md", "csv", "json"):
-        (folder / f"leaderboard.{style}").write_text(_draw(folder, style))
+        _write(folder / f"leaderboard.{style}", leaderboard.draw(board, style))
     print(f"rows: {folder}/rows/*.jsonl   tables: {folder}/leaderboard.{{md,csv,json}}")
     return 1 if outcome.failed or outcome.busy else 0
 

@@ -156,7 +156,7 @@ def data_check(store: Store) -> int:
 
 def data_import(store: Store, file: Path, task_id: str, split: str | None) -> None:
     """Imports a file and says what it was."""
-    from offrl_jax.catalogue import import_file
+    from offrl_jax.datasets.importing import import_file
 
     _console().print(import_file(file, task_id, store, split=split))
 
@@ -170,20 +170,8 @@ def doctor(store: Store) -> None:
     from offrl_jax.catalogue import is_present
 
     console = _console()
-    names = [
-        "offrl-jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "chex",
-        "distrax",
-        "orbax-checkpoint",
-        "minari",
-        "gymnasium",
-        "mujoco",
-        "numpy",
-    ]
+    names = ("offrl-jax", "jax", "jaxlib", "flax", "optax", "chex", "distrax")
+    names += ("orbax-checkpoint", "minari", "gymnasium", "mujoco", "numpy")
     console.print(f"python {platform.python_version()} on {platform.platform()}")
     missing = []
     for name in names:
