@@ -215,9 +215,14 @@ def make_population(
             agent.init(agent_key, hyper), source.init(source_key), key, zero, zero - 1
         )
 
+    # One member after the other: batched, an initialiser may round differently, and a
+    # member's start would depend on who is drawn beside it.
+    def init_members(seeds: Array, hyper: Hyper) -> PopulationState:
+        return jax.lax.map(lambda args: init_member(*args), (seeds, hyper))
+
     init_all = jax.jit(
         jax.shard_map(
-            jax.vmap(init_member),
+            init_members,
             mesh=mesh,
             in_specs=P(AXIS),
             out_specs=P(AXIS),

@@ -112,10 +112,13 @@ def test_every_setting_changes_the_update(name):
         assert not all_equal(lane(states, 0), lane(states, i + 2)), setting
 
 
-def test_init_under_vmap_equals_init_alone(name):
+def test_init_of_many_equals_init_alone(name):
     it = lab(name)
     keys = jax.random.split(jax.random.key(5), 3)
-    together = jax.jit(jax.vmap(it.agent.init, (0, None)))(keys, it.hyper)
+    # As the population does it; a batched draw may round differently.
+    together = jax.jit(jax.lax.map, static_argnums=0)(
+        lambda key: it.agent.init(key, it.hyper), keys
+    )
     for i in (0, 2):
         assert all_equal(lane(together, i), it.init(keys[i], it.hyper))
     first = [np.asarray(x) for x in jax.tree.leaves(lane(together, 0))]
