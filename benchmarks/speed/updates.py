@@ -1,0 +1,391 @@
+"""Updates per second of every agent, against the matrix products that they need.
+
+  python benchmarks/speed/updates.py --agents td3_bc --widths 256 --seeds 1 16
+
+Each contestant is a population as the runner makes it: one virtual CPU device per core,
+members spread over the devices, batches gathered from synthetic transitions.  Next to
+each of its measurements, the same devices multiply matrices of the same shapes
+(batch x width times width x width) one after the other; the share in the last column is
+what the update's own products would take at that rate, over the time the update took.
+Repeats are interleaved and the table shows medians.  Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.extend import core
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from rich.table import Table
+
+from offrl_jax.agents.entry import AgentEntry, resolve
+from offrl_jax.agents.registry import REGISTRY, get_entry
+from offrl_jax.benchmark.runner import configure_jax
+from offrl_jax.population import AXIS, make_mesh, make_population, place
+from offrl_jax.sources import dataset_sampler, stack_tasks
+from offrl_jax.types import Agent, Phase, Spec, Transitions
+
+Run = Callable[[int], None]
+"""Does that many units of work (updates of every member, or products) and waits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured and how long.
+
+    Attributes:
+      agents: names in the registry; none means all.
+      widths: hidden layers of every network: 256 stands for 256x256.
+      seeds: members of a population.
+      batch_size: transitions of one update, whatever the agent's default.
+      obs_dim: of the synthetic transitions.
+      action_dim: of the synthetic transitions.
+      transitions: rows of the synthetic dataset.
+      seconds: length of one measurement.
+      repeats: measurements of each contestant.
+    """
+
+    agents: tuple[str, ...] = ()
+    widths: tuple[int, ...] = (64, 256)
+    seeds: tuple[int, ...] = (1, 5, 16)
+    batch_size: int = 256
+    obs_dim: int = 11
+    action_dim: int = 3
+    transitions: int = 100_000
+    seconds: float = 0.5
+    repeats: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One row of the table.
+
+    Attributes:
+      label: the agent, with its setting where that is not the default.
+      width: of both hidden layers.
+      seeds: members asked for; those that pad the mesh are not counted.
+      devices: that the members were spread over.
+      flops: of the matrix products of one update of one member.
+      updates_per_s: of all members together, median over repeats.
+      matmul_rate: floating-point operations per second of the plain products, median.
+      shares: per repeat, `flops * updates/s / matmul rate` (of the products before and
+        after it).
+    """
+
+    label: str
+    width: int
+    seeds: int
+    devices: int
+    flops: float
+    updates_per_s: float
+    matmul_rate: float
+    shares: tuple[float, ...]
+
+    @property
+    def share(self) -> float:
+        """Median of `shares`."""
+        return float(np.median(self.shares))
+
+
+def _inner(value: Any) -> Iterator[core.Jaxpr]:
+    """Programs among the parameters of an operation."""
+    if isinstance(value, core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _inner(item)
+
+
+def _flops_of(program: core.Jaxpr) -> int:
+    total = 0
+    for operation in program.eqns:
+        kind, params = operation.primitive.name, operation.params
+        if kind == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = operation.invars[0].aval.shape
+            depth = math.prod(left[axis] for axis in contracted)
+            total += 2 * depth * math.prod(operation.outvars[0].aval.shape)
+            continue
+        inner = sum(_flops_of(p) for v in params.values() for p in _inner(v))
+        if inner and kind in ("while", "cond"):
+            raise ValueError(
+                f"a '{kind}' of the program multiplies matrices: how often is unknown"
+            )
+        total += inner * params["length"] if kind == "scan" else inner
+    return total
+
+
+def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Floating-point operations of all matrix products that `function` asks for.
+
+    Two per multiply-and-add.  Read off the traced program: element-wise work, such as
+    Adam's or ReLU's, does not count, so that the share of an update in the machine's
+    matrix-multiply rate leaves nothing out that an implementation could save.
+
+    Args:
+      function: traceable.
+      arguments: arrays, or shapes and dtypes.
+
+    Raises:
+      ValueError: products inside a loop of unknown length or inside a condition.
+    """
+    return _flops_of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def update_flops(agent: Agent, phase: Phase, hyper: Any, spec: Spec) -> float:
+    """Floating-point operations of the products of one update of one member.
+
+    One call of a phase does `stride` updates.  A delayed actor is thus counted as often
+    as it is updated: with `policy_delay` 2, half an actor update for each update.
+    """
+    rows = agent.batch_size * phase.stride
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    hyper = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), hyper)
+    state = jax.eval_shape(agent.init, key, hyper)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        synthetic_transitions(spec, rows),
+    )
+    return matmul_flops(phase.update, key, state, batch, hyper) / phase.stride
+
+
+def synthetic_transitions(spec: Spec, count: int) -> Transitions:
+    """`count` transitions of normal observations, uniform actions and normal rewards.
+
+    They form episodes of 1,000 steps that end in time-outs.
+    """
+    rng = np.random.default_rng(0)
+    obs = rng.standard_normal((count + 1, spec.obs_dim), np.float32)
+    action = rng.uniform(-1, 1, (count + 1, spec.action_dim)).astype(np.float32)
+    has_next = np.ones(count, np.float32)
+    has_next[999::1000] = 0.0
+    has_next[-1] = 0.0
+    arrays: Any = (
+        obs[:-1],
+        action[:-1],
+        rng.standard_normal(count, np.float32),
+        np.ones(count, np.float32),
+        obs[1:],
+        action[1:] * has_next[:, None],
+        has_next,
+    )
+    return Transitions(*arrays)
+
+
+def variants(entry: AgentEntry) -> dict[str, dict[str, Any]]:
+    """Label -> overrides: the agent as it is, and with an actor step at every update."""
+    fields = {field.name: field.default for field in dataclasses.fields(entry.config)}
+    found: dict[str, dict[str, Any]] = {entry.name: {}}
+    if fields.get("policy_delay", 1) != 1:
+        found[f"{entry.name} policy_delay=1"] = {"policy_delay": 1}
+    return found
+
+
+def training(
+    agent: Agent, hyper: Any, seeds: int, mesh: Mesh, transitions: Transitions
+) -> tuple[Run, int]:
+    """A warmed-up population's last phase, and the stride of its updates."""
+    population = make_population(agent, dataset_sampler(), seeds, mesh)
+    members = jax.tree.map(lambda x: np.full(seeds, x, np.float32), hyper)
+    state = population.init(np.arange(seeds), members)
+    arguments = place(
+        population, stack_tasks([transitions]), np.zeros(seeds, np.int32), members
+    )
+
+    def run(updates: int) -> None:
+        nonlocal state
+        state, _ = population.run[-1](state, *arguments, updates)
+        jax.block_until_ready(state)
+
+    stride = agent.phases[-1].stride
+    run(stride)
+    return run, stride
+
+
+def products(batch: int, width: int, mesh: Mesh, members: int) -> Run:
+    """A chain of `[batch, width] @ [width, width]` on every device of `mesh`.
+
+    On CPU each device multiplies one pair at a time, which is the fastest that it can;
+    an accelerator needs the products of all its `members` side by side to be busy.
+    """
+    side = 1 if mesh.devices.flat[0].platform == "cpu" else -(-members // mesh.size)
+    rng = np.random.default_rng(0)
+    # Orthogonal: the numbers neither grow nor become denormal, which would cost time.
+    square, _ = np.linalg.qr(rng.standard_normal((width, width)))
+    wide = np.broadcast_to(square.astype(np.float32), (mesh.size * side, width, width))
+    start = rng.standard_normal((mesh.size * side, batch, width), np.float32)
+
+    def chain(x: jax.Array, w: jax.Array, count: jax.Array) -> jax.Array:
+        if side == 1:
+            one = jax.lax.fori_loop(0, count, lambda _, y: y @ w[0], x[0])
+            return one[None]
+        return jax.lax.fori_loop(0, count, lambda _, y: y @ w, x)
+
+    spread = jax.jit(
+        jax.shard_map(
+            chain,
+            mesh=mesh,
+            in_specs=(P(AXIS), P(AXIS), P()),
+            out_specs=P(AXIS),
+            check_vma=False,
+        )
+    )
+    sharding = NamedSharding(mesh, P(AXIS))
+    x, w = jax.device_put(start, sharding), jax.device_put(wide, sharding)
+
+    def run(count: int) -> None:
+        jax.block_until_ready(spread(x, w, np.int32(count)))
+
+    run(1)
+    return run
+
+
+def _rate(run: Run, count: int) -> float:
+    start = time.perf_counter()
+    run(count)
+    return count / (time.perf_counter() - start)
+
+
+def _count_for(run: Run, seconds: float, stride: int) -> int:
+    """How many units, a multiple of `stride`, take about `seconds`."""
+    count, elapsed = stride, 0.0
+    while True:
+        start = time.perf_counter()
+        run(count)
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds / 10:
+            return max(1, round(count / elapsed * seconds / stride)) * stride
+        count *= 4
+
+
+def measure(
+    entries: Iterable[AgentEntry], width: int, seeds: int, settings: Settings
+) -> list[Measurement]:
+    """All agents at one width and number of seeds; repeats are interleaved."""
+    spec = Spec(settings.obs_dim, settings.action_dim, 1000)
+    transitions = synthetic_transitions(spec, settings.transitions)
+    # A single member cannot be spread: it has the threads of one device.
+    mesh = make_mesh(jax.local_devices()[:seeds])
+    plain = products(settings.batch_size, width, mesh, seeds)
+    plain_count = _count_for(plain, settings.seconds, 1)
+    side = 1 if mesh.devices.flat[0].platform == "cpu" else -(-seeds // mesh.size)
+    plain_flops = 2.0 * settings.batch_size * width**2 * mesh.size * side
+
+    runs: dict[str, tuple[Run, int, float]] = {}
+    structure = {"hidden": (width, width), "batch_size": settings.batch_size}
+    for entry in entries:
+        for label, overrides in variants(entry).items():
+            config, hyper = resolve(
+                entry, family="", preset=None, overrides={**structure, **overrides}
+            )
+            agent = entry.make(config, spec)
+            run, stride = training(agent, hyper, seeds, mesh, transitions)
+            flops = update_flops(agent, agent.phases[-1], hyper, spec)
+            runs[label] = (run, _count_for(run, settings.seconds, stride), flops)
+
+    speeds: dict[str, list[float]] = {label: [] for label in runs}
+    rates: dict[str, list[float]] = {label: [] for label in runs}
+    for _ in range(settings.repeats):
+        before = _rate(plain, plain_count)
+        for label, (run, count, _) in runs.items():
+            speeds[label].append(_rate(run, count) * seeds)
+            after = _rate(plain, plain_count)
+            rates[label].append(plain_flops * 0.5 * (before + after))
+            before = after
+    return [
+        Measurement(
+            label=label,
+            width=width,
+            seeds=seeds,
+            devices=mesh.size,
+            flops=flops,
+            updates_per_s=float(np.median(speeds[label])),
+            matmul_rate=float(np.median(rates[label])),
+            shares=tuple(
+                flops * speed / rate
+                for speed, rate in zip(speeds[label], rates[label], strict=True)
+            ),
+        )
+        for label, (_, _, flops) in runs.items()
+    ]
+
+
+def tabulate(measurements: Iterable[Measurement]) -> Table:
+    """The measurements as a table for the terminal."""
+    table = Table(title="updates per second of all members (medians)")
+    for name in ("agent", "nets"):
+        table.add_column(name)
+    for name in (
+        "seeds",
+        "devices",
+        "GFLOP/update",
+        "updates/s",
+        "GFLOP/s",
+        "products GFLOP/s",
+        "share",
+        "range",
+    ):
+        table.add_column(name, justify="right")
+    for m in measurements:
+        table.add_row(
+            m.label,
+            f"{m.width}x{m.width}",
+            str(m.seeds),
+            str(m.devices),
+            f"{m.flops / 1e9:.4f}",
+            f"{m.updates_per_s:,.0f}",
+            f"{m.flops * m.updates_per_s / 1e9:.1f}",
+            f"{m.matmul_rate / 1e9:.1f}",
+            f"{m.share:.0%}",
+            f"{min(m.shares):.0%}-{max(m.shares):.0%}",
+        )
+    return table
+
+
+def main(settings: Settings) -> None:
+    """Measures every combination and prints the table with its conditions."""
+    configure_jax()
+    entries = [get_entry(name) for name in settings.agents or REGISTRY]
+    load_before = os.getloadavg()[0]
+    measurements = [
+        measurement
+        for width in settings.widths
+        for seeds in settings.seeds
+        for measurement in measure(entries, width, seeds, settings)
+    ]
+    console = Console()
+    console.print(tabulate(measurements))
+    device = jax.local_devices()[0]
+    versions = " ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    )
+    console.print(
+        f"{len(jax.local_devices())} devices ({device.device_kind}, "
+        f"{platform.machine()}), {os.cpu_count()} cores, load before "
+        f"{load_before:.2f}, matmul precision "
+        f"{jax.config.jax_default_matmul_precision or 'default'}, "
+        f"Python {platform.python_version()}, {versions}; batch {settings.batch_size}, "
+        f"O={settings.obs_dim}, A={settings.action_dim}, {settings.transitions:,} "
+        f"transitions, {settings.repeats} x {settings.seconds:g} s each",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
