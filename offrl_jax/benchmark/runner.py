@@ -7,7 +7,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -81,7 +81,9 @@ def configure_jax() -> None:
         "XLA_FLAGS", ""
     )
     if with_default and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
+        # JAX refuses once it holds its devices, as in a notebook or a test.
+        with suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
