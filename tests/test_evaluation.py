@@ -49,7 +49,7 @@ WALK = PureEnv("walk", Spec(2, 1, HORIZON), _reset, _step, has_success=True)
 
 
 class HostWalk:
-    """The same environment outside of jit; refuses what a host environment may refuse."""
+    """The same environment outside of jit; refuses actions that are not finite."""
 
     name = "walk"
     spec = WALK.spec

@@ -141,7 +141,8 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
         kind = _KINDS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UsageError(
-                f"suite file {path}: '{name}' must be a {kind.__name__}, got {value!r}"
+                f"suite file {path}: '{name}' must be of type {kind.__name__}, "
+                f"got {value!r}"
             )
     missing = fields - set(table) - {"settings", "protocol"}
     if missing:
@@ -153,7 +154,7 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
             raise unknown_name(f"protocol entry in suite file {path}:", name, known)
         if type(value) is not int:
             raise UsageError(
-                f"suite file {path}: protocol entry '{name}' must be an int, "
+                f"suite file {path}: protocol entry '{name}' must be of type int, "
                 f"got {value!r}"
             )
     lists = {name: tuple(table.pop(name)) for name in ("tasks", "agents")}

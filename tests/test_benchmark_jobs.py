@@ -1,0 +1,335 @@
+"""Checkpoints and the run loop: an interrupted run has the rows of a whole one."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offrl_jax import envs
+from offrl_jax.benchmark import jobs as jobs_module
+from offrl_jax.benchmark import runner as runner_module
+from offrl_jax.benchmark.checkpoints import Checkpoints
+from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.runner import run_suite
+from offrl_jax.benchmark.suites import Protocol, Suite
+from offrl_jax.datasets.schema import Episodes
+from offrl_jax.datasets.store import Store
+from offrl_jax.errors import DataError, OffrlError, ResultsError
+from offrl_jax.population import make_mesh, spread_members
+from offrl_jax.results import BEHAVIOUR, read_plan, read_rows
+
+SUITE = Suite(
+    name="tiny",
+    description="",
+    tasks=("local/tiny-a-v0", "local/tiny-b-v0"),
+    agents=("td3_bc",),
+    preset="quick",
+    seeds=2,
+    updates=120,
+    protocol=Protocol(episodes=3, evaluations=3, curve_episodes=2),
+    settings={"td3_bc": {"default": {"hidden": [8, 8], "batch_size": 16}}},
+)
+
+
+def pendulum_episodes(seed: int, episodes: int = 3) -> Episodes:
+    """Random torques in our own pendulum."""
+    env = envs.make("classic/pendulum-v0")
+    key = jax.random.key(seed)
+
+    def one(key):
+        reset_key, action_key = jax.random.split(key)
+        state, obs = env.reset(reset_key)
+        actions = jax.random.uniform(action_key, (200, 1), minval=-1.0, maxval=1.0)
+
+        def step(carry, action):
+            state, obs = carry
+            state, out = env.step(state, action)
+            return (state, out.obs), (obs, action, out.reward, out.obs)
+
+        return jax.lax.scan(step, (state, obs), actions)[1]
+
+    parts = jax.vmap(one)(jax.random.split(key, episodes))
+    obs, action, reward, next_obs = (
+        np.asarray(x).reshape(episodes * 200, *x.shape[2:]) for x in parts
+    )
+    truncated = np.arange(episodes * 200) % 200 == 199
+    return Episodes(obs, action, reward, next_obs, np.zeros_like(truncated), truncated)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    made = Store(tmp_path_factory.mktemp("data"))
+    for number, name in enumerate(SUITE.tasks):
+        made.write(
+            name,
+            "train",
+            pendulum_episodes(number),
+            source={"kind": "own file", "file": "made by the test"},
+            info={"env_id": "classic/pendulum-v0"},
+        )
+    return made
+
+
+def run(store: Store, folder: Path, suite: Suite = SUITE, **options):
+    with Progress(io.StringIO()) as progress:
+        return run_suite(suite, store, folder, progress, **options)
+
+
+def contents(folder: Path) -> dict[tuple, str]:
+    """Row identities by what they are about; the run id is part of the content."""
+    rows = read_rows(folder, lambda line: None)
+    return {(r.agent, r.task, r.setting, r.seed, r.step): r.row_id for r in rows}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "whole"
+    outcome = run(store, folder)
+    assert (outcome.ran, outcome.already, outcome.stopped) == (1, 0, False)
+    return folder
+
+
+def test_rows_are_complete_and_say_everything(undisturbed, store):
+    rows = read_rows(undisturbed, lambda line: pytest.fail(line))
+    trained = [row for row in rows if row.agent != BEHAVIOUR]
+    assert len(trained) == 2 * 2 * 3
+    assert {row.step for row in trained} == {40, 80, 120}
+    for row in trained:
+        last = row.step == row.updates_total
+        assert len(row.returns) == len(row.lengths) == (3 if last else 2)
+        assert row.lengths == [200] * len(row.lengths)
+        assert row.status == "ok" and row.split_changed is False
+        assert row.config["hidden"] == [8, 8] and row.hyper["alpha"] == 2.5
+        assert row.score is None  # own data has no reference scores
+        assert row.dataset_hash == store.record(row.task).dataset_hash
+        assert row.population == {"members": 4, "devices": 2, "platform": "cpu"}
+        assert row.wall_s and row.updates_per_s and row.versions["jax"]
+    behaviour = [row for row in rows if row.agent == BEHAVIOUR]
+    assert {row.task for row in behaviour} == set(SUITE.tasks)
+    episodes = store.load(behaviour[0].task)
+    want = episodes.reward.reshape(3, 200).astype(np.float64).sum(axis=1)
+    np.testing.assert_allclose(behaviour[0].returns, want, rtol=1e-6)
+
+
+def test_members_differ_by_seed_and_task(undisturbed):
+    rows = [r for r in read_rows(undisturbed, print) if r.agent != BEHAVIOUR]
+    final = {tuple(r.returns) for r in rows if r.step == 120}
+    assert len(final) == 4
+
+
+def test_running_again_does_nothing(store, undisturbed):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.glob("rows/*")}
+    outcome = run(store, undisturbed)
+    assert (outcome.ran, outcome.already) == (0, 4)
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.glob("rows/*")}
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_stopped_and_continued_equals_undisturbed(
+    store, undisturbed, tmp_path, monkeypatch, chunks
+):
+    """Ctrl-C after a few chunks, twice; then the same command to the end."""
+    monkeypatch.setattr(jobs_module, "FIRST_CHUNK", 8)
+    monkeypatch.setattr(jobs_module, "CHUNK_SECONDS", 0.0)
+    for _ in range(2):
+        heard = 0
+
+        def interrupt_after_some(self, done, note):
+            nonlocal heard
+            heard += "updates/s" in note
+            if heard == chunks:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "update", interrupt_after_some)
+            assert run(store, tmp_path).stopped
+        assert set(contents(tmp_path)) < set(contents(undisturbed))
+    outcome = run(store, tmp_path)
+    assert (outcome.ran, outcome.stopped) == (1, False)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+_SCRIPT = """
+import sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+from pathlib import Path
+import test_benchmark_jobs as t
+t.jobs_module.FIRST_CHUNK = 2
+t.jobs_module.CHUNK_SECONDS = 0.0
+t.jobs_module.CHECKPOINT_SECONDS = 0.0
+with t.Progress() as progress:
+    t.run_suite(t.SUITE, t.Store(Path(sys.argv[1])), Path(sys.argv[2]), progress)
+"""
+
+
+def test_kill_9_and_continued_equals_undisturbed(store, undisturbed, tmp_path):
+    """A process killed while it writes checkpoint after checkpoint, row after row."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(store.path), str(tmp_path)],
+        cwd=Path(__file__).parent,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("checkpoints/*/[0-9]*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert set(contents(tmp_path)) < set(contents(undisturbed))
+    assert run(store, tmp_path).ran == 1
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_more_seeds_later_add_rows_and_change_none(store, undisturbed, tmp_path):
+    import dataclasses
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    before = contents(folder)
+    outcome = run(store, folder, dataclasses.replace(SUITE, seeds=3))
+    assert (outcome.ran, outcome.already) == (1, 4)
+    after = contents(folder)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2 * 3
+
+
+def test_a_job_that_another_process_holds_is_left_alone(store, tmp_path):
+    from offrl_jax.results import lock_path, try_lock
+
+    def stop_at_once(*_args):
+        raise jobs_module.Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_module, "run_job", stop_at_once)
+        assert run(store, tmp_path).stopped
+    plan = read_plan(tmp_path)
+    assert plan is not None
+    with try_lock(lock_path(tmp_path, plan.jobs[0].run_id)) as held:
+        assert held
+        outcome = run(store, tmp_path)
+    assert outcome.busy == (plan.jobs[0].run_id,) and outcome.ran == 0
+
+
+def test_a_diverged_member_has_rows_that_say_so(store, tmp_path):
+    import dataclasses
+
+    settings = {
+        "td3_bc": {
+            "wild": {"hidden": [8, 8], "batch_size": 16, "critic_lr": 1e30},
+            "tame": {"hidden": [8, 8], "batch_size": 16},
+        }
+    }
+    suite = dataclasses.replace(SUITE, settings=settings, tasks=SUITE.tasks[:1])
+    run(store, tmp_path, suite)
+    rows = [r for r in read_rows(tmp_path, print) if r.agent != BEHAVIOUR]
+    assert {r.status for r in rows if r.setting == "wild"} == {"diverged"}
+    assert {r.status for r in rows if r.setting == "tame"} == {"ok"}
+    assert all(r.returns == [] and r.score is None for r in rows if r.setting == "wild")
+
+
+def test_absent_data_is_told_before_anything_is_written(store, tmp_path):
+    import dataclasses
+
+    tasks = (*SUITE.tasks, "neorl2/DMSD-v1")
+    suite = dataclasses.replace(SUITE, tasks=tasks)
+    with pytest.raises(DataError, match=r"DMSD-train\.npz.*--skip-missing"):
+        run(store, tmp_path / "new", suite)
+    assert not (tmp_path / "new").exists()
+
+
+# Checkpoints alone.
+
+
+def a_state(seed: int = 3, n: int = 7) -> dict:
+    spread = {
+        "key": jax.random.split(jax.random.key(seed), 4),
+        "x": np.arange(8, dtype=np.float32) * seed,
+    }
+    return {**spread_members(spread, make_mesh()), "n": jnp.int32(n), "nothing": ()}
+
+
+def test_checkpoints_come_back_with_keys_and_sharding(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(a_state()) is None
+    checkpoints.save(a_state(), {"step": 5})
+    found = checkpoints.restore(a_state(seed=0, n=0))
+    assert found is not None
+    state, meta = found
+    assert meta == {"step": 5}
+    for name in ("key", "x"):
+        assert state[name].sharding == a_state()[name].sharding
+    np.testing.assert_array_equal(
+        jax.random.key_data(state["key"]), jax.random.key_data(a_state()["key"])
+    )
+    np.testing.assert_array_equal(np.asarray(state["x"]), 3.0 * np.arange(8))
+    assert int(state["n"]) == 7 and state["nothing"] == ()
+
+
+def test_two_generations_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(4):
+        checkpoints.save({"x": jnp.float32(step)}, {"step": step})
+    assert checkpoints.generations() == [3, 4]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_a_damaged_generation_gives_way_to_the_one_before(tmp_path, damage):
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, say=said.append)
+    for step in (1, 2):
+        value = jnp.arange(1000, dtype=jnp.float32) + step
+        checkpoints.save({"x": value}, {"step": step})
+    newest = tmp_path / "2"
+    largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    if damage == "flip":
+        data = bytearray(largest.read_bytes())
+        data[len(data) // 2] ^= 1
+        largest.write_bytes(data)
+    elif damage == "cut":
+        largest.write_bytes(largest.read_bytes()[:-1])
+    elif damage == "remove":
+        largest.unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    found = checkpoints.restore({"x": jnp.zeros(1000)})
+    assert found is not None and found[1] == {"step": 1}
+    assert len(said) == 1 and "damaged" in said[0] and str(newest) in said[0]
+
+
+def test_left_overs_of_a_kill_are_removed(tmp_path):
+    (tmp_path / "tmp-3").mkdir()
+    (tmp_path / "tmp-3" / "half").write_text("x")
+    Checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"x": jnp.float32(1)}, {"step": 1})
+
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dump", full)
+        with pytest.raises(ResultsError, match="No space left on device") as error:
+            checkpoints.save({"x": jnp.float32(2)}, {"step": 2})
+    assert isinstance(error.value, OffrlError) and "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+    found = checkpoints.restore({"x": jnp.float32(0)})
+    assert found is not None and found[1] == {"step": 1}
