@@ -28,7 +28,7 @@ from offrl_jax.catalogue import (
 )
 from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
-from offrl_jax.errors import DataError, OffrlError
+from offrl_jax.errors import DataError, OffrlError, UsageError
 from offrl_jax.results import (
     BEHAVIOUR,
     Job,
@@ -96,10 +96,17 @@ def load_tasks(
     """The suite's tasks; generated data is made where it is not there yet.
 
     Raises:
+      UsageError: a task has no environment.
       DataError: a task's data is absent and `skip_missing` is false; tells for every
         such task which file to put where.
     """
     known = [get_task(name, store) for name in suite.tasks]
+    for task in known:
+        if task.env_id is None:
+            raise UsageError(
+                f"task '{task.id}' has no environment to evaluate in, so it cannot be "
+                "benchmarked; offrl_jax.train trains on it"
+            )
     generated = [t for t in known if t.family == "classic"]
     present = [t for t in known if t in generated or is_present(t.id, store)]
     absent = [t for t in known if t not in present]

@@ -1,0 +1,116 @@
+"""A job made ready: agent, population and environments built, data on the devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from offrl_jax import envs
+from offrl_jax.agents.registry import get_entry, parse_label
+from offrl_jax.benchmark.planning import config_from_plain
+from offrl_jax.catalogue import LoadedTask
+from offrl_jax.datasets.schema import Episodes, to_transitions
+from offrl_jax.datasets.transforms import obs_stats, transform_reward
+from offrl_jax.envs.base import HostEnv, PureEnv
+from offrl_jax.evaluation import standardise
+from offrl_jax.population import Population, make_mesh, make_population, place
+from offrl_jax.results import Job
+from offrl_jax.sources import DataTable, dataset_sampler, stack_tasks
+from offrl_jax.types import Agent, Hyper, ObsStats, Transitions
+
+
+def prepare_task(
+    episodes: Episodes, obs_transform: str, reward_transform: str
+) -> tuple[Transitions, ObsStats]:
+    """Transitions as the agent sees them, and the statistics its policy needs.
+
+    Observations are standardised here, once, instead of in every batch.
+    """
+    stats = obs_stats(obs_transform, episodes.obs)
+    reward = transform_reward(reward_transform, episodes)
+    transitions = to_transitions(dataclasses.replace(episodes, reward=reward))
+    return transitions._replace(
+        obs=standardise(transitions.obs, stats),
+        next_obs=standardise(transitions.next_obs, stats),
+    ), stats
+
+
+class Prepared(NamedTuple):
+    """A job ready to be run.
+
+    Attributes:
+      agent: pure functions.
+      population: compiled on first use.
+      table: data on the devices.
+      task: `[M padded]`, index into the job's tasks, on the devices.
+      hyper: leaves `[M padded]`, on the devices.
+      own_hyper: leaves `[M]`, on the host.
+      stats: leaves `[M, O]`.
+      seeds: `[M]`.
+      envs: the environments, by id.
+      evaluated_by: per environment id, the members (indices into `[M]`) it evaluates;
+        members of a task without an environment are trained only.
+    """
+
+    agent: Agent
+    population: Population
+    table: DataTable
+    task: Any
+    hyper: Hyper
+    own_hyper: Hyper
+    stats: ObsStats
+    seeds: np.ndarray
+    envs: dict[str, PureEnv | HostEnv]
+    evaluated_by: dict[str, np.ndarray]
+
+
+def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
+    """Builds agent, population and data of a job, on its recorded number of devices."""
+    entry = get_entry(parse_label(job.agent)[0])
+    config = config_from_plain(entry.config, job.config)
+    names = list(dict.fromkeys(member.task for member in job.members))
+    loaded = [tasks[name] for name in names]
+    agent = entry.make(config, loaded[0].spec)
+    prepared = [
+        prepare_task(task.train, config.obs_transform, config.reward_transform)
+        for task in loaded
+    ]
+    table = stack_tasks([transitions for transitions, _ in prepared])
+    task = np.array([names.index(member.task) for member in job.members], np.int32)
+    stats = jax.tree.map(
+        lambda *leaves: np.stack(leaves)[task], *(s for _, s in prepared)
+    )
+    hyper = entry.hyper(
+        **{
+            field.name: np.array(
+                [member.hyper[field.name] for member in job.members], np.float32
+            )
+            for field in dataclasses.fields(entry.hyper)
+        }
+    )
+    devices = jax.local_devices()[: job.split["devices"]]
+    population = make_population(
+        agent, dataset_sampler(), len(job.members), make_mesh(devices)
+    )
+    table, placed_task, placed_hyper = place(population, table, task, hyper)
+    by_env: dict[str, list[int]] = {}
+    for index, member in enumerate(job.members):
+        env_id = tasks[member.task].task.env_id
+        if env_id is not None:
+            by_env.setdefault(env_id, []).append(index)
+    return Prepared(
+        agent,
+        population,
+        table,
+        placed_task,
+        placed_hyper,
+        hyper,
+        stats,
+        np.array([member.seed for member in job.members]),
+        {env_id: envs.make(env_id) for env_id in by_env},
+        {env_id: np.array(members) for env_id, members in by_env.items()},
+    )
