@@ -8,23 +8,28 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from offrl_jax.datasets.store import Store
+from offrl_jax.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from offrl_jax.agents.entry import AgentEntry
+    from offrl_jax.catalogue import Task
 
 
 def _console() -> Console:
-    """As wide as the terminal; wide enough not to wrap ids where there is none."""
-    width = None if sys.stdout.isatty() else 120
-    return Console(width=width, highlight=False, markup=False)
+    """As wide as the terminal; wide enough for every table where there is none."""
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in columns:
         table.add_column(
             column,
@@ -32,6 +37,15 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
             no_wrap=column in right or column == columns[0],
         )
     return table
+
+
+def _print_fitting(console: Console, wide: Table, narrow: Table) -> None:
+    """The table with all columns where they fit, else the one with the main ones."""
+    unbounded = console.options.update(max_width=10_000)
+    fits = console.measure(wide, options=unbounded).maximum <= console.width
+    console.print(wide if fits else narrow, soft_wrap=False)
+    if not fits:
+        console.print("(a wider terminal shows more columns)")
 
 
 def agents(name: str | None) -> None:
@@ -47,24 +61,31 @@ def agents(name: str | None) -> None:
         table.add_row(
             entry.name, entry.title, entry.reference, ", ".join(entry.presets)
         )
-    console.print(table)
+    console.print(table, soft_wrap=False)
     console.print("settings of one agent: offrl agents NAME")
 
 
-def _one_agent(console: Console, entry: Any) -> None:
+def _one_agent(console: Console, entry: AgentEntry) -> None:
     console.print(f"{entry.title}  ({entry.reference})")
     table = _table("setting", "default", "allowed", "kind", right=("default",))
     for kind, cls in (("structure", entry.config), ("number", entry.hyper)):
         for field in dataclasses.fields(cls):
             allowed = field.metadata.get("range", "")
-            table.add_row(field.name, str(field.default), str(allowed), kind)
-    console.print(table)
+            table.add_row(field.name, _value(field.default), str(allowed), kind)
+    console.print(table, soft_wrap=False)
     for what, layers in (("preset", entry.presets), ("family", entry.families)):
         for name, layer in layers.items():
             values = {**layer.config, **layer.hyper}
-            shown = ", ".join(f"{key}={value}" for key, value in values.items())
+            shown = " ".join(f"{key}={_value(one)}" for key, one in values.items())
             console.print(f"{what} {name}: {shown or 'the defaults'}  [{layer.source}]")
     console.print("numbers are traced: sweeping them never recompiles")
+
+
+def _value(value: object) -> str:
+    """A setting's value as `--set` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def tasks(store: Store, part: str | None) -> None:
@@ -74,33 +95,44 @@ def tasks(store: Store, part: str | None) -> None:
     console = _console()
     found = [task for task in known_tasks(store) if part is None or part in task.id]
     if not found:
-        console.print(f"no task has '{part}' in its id")
-        return
+        raise UsageError(
+            f"no task has '{part}' in its id; all are shown by: offrl tasks"
+        )
     right = ("obs", "act", "horizon")
-    table = _table("task", *right, "scored", "data", "about", right=right)
-    todo = []
+    columns = ("task", *right, "scored", "data")
+    wide = _table(*columns, "about", right=right)
+    narrow = _table(*columns, right=right)
+    absent = []
     for task in found:
         present = is_present(task.id, store)
-        generated = task.family == "classic"
-        if not present and not generated:
-            todo.append(how_to_get(task.id))
-        table.add_row(
+        if not present and task.family != "classic":
+            absent.append(task.id)
+        row = (
             task.id,
             str(task.spec.obs_dim),
             str(task.spec.action_dim),
             str(task.spec.horizon),
-            "yes"
-            if task.env_id and task.reference
-            else "return"
-            if task.env_id
-            else "-",
-            "present" if present else "generated on use" if generated else "absent",
-            task.description,
+            _scored(task),
+            "present" if present else "absent" if task.id in absent else "on use",
         )
-    console.print(table)
-    for line in todo:
-        console.print(line)
+        wide.add_row(*row, task.description)
+        narrow.add_row(*row)
+    _print_fitting(console, wide, narrow)
+    console.print()
+    console.print("scored: 0-100 by reference returns; as raw return; or -, train only")
+    console.print("data: present; generated on use; or absent")
+    if absent:
+        console.print(how_to_get(absent[0]))
+    if absent[1:]:
+        others = "the other one" if len(absent) == 2 else f"the other {len(absent) - 1}"
+        console.print(f"and so for {others}, each with its own file")
     console.print(f"data store: {store.path}")
+
+
+def _scored(task: Task) -> str:
+    if task.env_id is None:
+        return "-"
+    return "0-100" if task.reference else "return"
 
 
 def data_list(store: Store) -> None:
@@ -110,30 +142,40 @@ def data_list(store: Store) -> None:
     if not records:
         console.print(f"the data store {store.path} is empty; see: offrl tasks")
         return
-    right = ("transitions", "episodes", "terminated", "return mean", "min", "max")
-    table = _table("task", "split", *right, "sha256", right=right)
+    counts = ("transitions", "episodes")
+    returns = ("return mean", "min", "max")
+    right = (*counts, "terminated", *returns)
+    wide = _table("task", "split", *right, "sha256", right=right)
+    narrow = _table("task", "split", *counts, "return mean", right=right)
     for record in records:
-        table.add_row(
+        first = (
             record.task_id,
             record.split,
             f"{record.transitions:,}",
             f"{record.episodes:,}",
+        )
+        mean = f"{record.return_mean:.1f}"
+        wide.add_row(
+            *first,
             f"{record.terminated_episodes:,}",
-            f"{record.return_mean:.1f}",
+            mean,
             f"{record.return_min:.1f}",
             f"{record.return_max:.1f}",
             record.dataset_hash[:12],
         )
-    console.print(table)
+        narrow.add_row(*first, mean)
+    _print_fitting(console, wide, narrow)
     console.print(f"data store: {store.path}")
 
 
 def data_prepare(store: Store, names: tuple[str, ...]) -> None:
     """Generates the named tasks, or the whole classic family."""
     from offrl_jax.benchmark.progress import Progress
-    from offrl_jax.catalogue import known_tasks, load_task
+    from offrl_jax.catalogue import get_task, known_tasks, load_task
 
     chosen = names or tuple(t.id for t in known_tasks(store) if t.family == "classic")
+    for name in chosen:  # so that a wrong name costs no minutes of generating
+        get_task(name, store)
     with Progress() as progress:
         progress.begin_all("preparing data", len(chosen))
         for name in chosen:
@@ -185,23 +227,29 @@ def doctor(store: Store) -> None:
         missing.append(
             "an NVIDIA GPU is here but JAX does not see it; run: make clean install"
         )
-    console.print(f"compilation cache: {cache_folder()}")
-    writable = os.access(_existing_parent(store.path), os.W_OK)
-    console.print(f"data store: {store.path}, {len(store.records())} datasets")
-    if not writable:
-        missing.append(f"data store {store.path} is not writable; set OFFRL_DATA")
+    for what, folder, cure in (
+        ("compilation cache", cache_folder(), "set JAX_COMPILATION_CACHE_DIR"),
+        ("data store", store.path, "set OFFRL_DATA"),
+    ):
+        console.print(f"{what}: {folder}")
+        if not os.access(_existing_parent(folder), os.W_OK):
+            missing.append(f"{what} {folder} is not writable; {cure}")
+    try:
+        console.print(f"  {len(store.records())} datasets")
+    except DataError as error:
+        missing.append(str(error))
     for name in known_suites():
-        suite = load_suite(name)
         absent = [
             task
-            for task in suite.tasks
+            for task in load_suite(name).tasks
             if not task.startswith("classic/") and not is_present(task, store)
         ]
         state = f"needs data of {', '.join(absent)}" if absent else "ready"
         console.print(f"suite {name}: {state}")
     for line in missing:
         console.print(f"missing: {line}")
-    console.print("nothing is missing" if not missing else f"{len(missing)} missing")
+    if not missing:
+        console.print("everything that is needed is here")
 
 
 def _has_nvidia() -> bool:

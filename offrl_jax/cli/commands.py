@@ -1,26 +1,46 @@
-"""The `offrl` command.  Heavy imports happen inside the commands: help is instant."""
+"""Every command as a dataclass: tyro makes options and help texts of it.
+
+Heavy imports happen inside the commands, so that help is instant.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
-import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from offrl_jax.errors import OffrlError, UsageError
+from offrl_jax.cli.running import (
+    default_suite,
+    open_store,
+    parse_settings,
+    run_and_draw,
+    show,
+    write,
+)
+from offrl_jax.errors import UsageError
 
-_Count = Annotated[int | None, arg(metavar="N")]
-_Names = Annotated[tuple[str, ...], arg(metavar="NAME ...")]
-_Folder = Annotated[Path | None, arg(metavar="DIR")]
-_Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE"), UseAppendAction]
+# A hint of "" hides tyro's "(default: None)": the text says what happens without it.
+_Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+_Names = Annotated[
+    tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")
+]
+_Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
+_Data = Annotated[
+    Path | None,
+    arg(
+        metavar="DIR",
+        help="Data store. Default: $OFFRL_DATA, else a folder in the user's cache.",
+        help_behavior_hint="",
+    ),
+]
+_Settings = Annotated[
+    tuple[str, ...],
+    arg(metavar="NAME=VALUE", help_behavior_hint=""),
+    UseAppendAction,
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +53,13 @@ class Benchmark:
     Example: offrl benchmark quick --agents bc iql --seeds 5
     """
 
-    suite: Positional[Annotated[str | None, arg(metavar="SUITE")]] = None
-    """quick, classic, neorl2, or the path of a suite file; the default is classic where
-    there is an accelerator, else quick."""
-    agents: _Names = ()
+    suite: Positional[
+        Annotated[str | None, arg(metavar="[SUITE]", help_behavior_hint="")]
+    ] = None
+    """quick, classic, neorl2 or a file. Default: quick, on an accelerator classic."""
+    agents: _Names = None
     """Only these agents: names, or NAME@PRESET. Default: the suite's."""
-    tasks: _Names = ()
+    tasks: _Names = None
     """Only these tasks. Default: the suite's."""
     seeds: _Count = None
     """Runs per agent and task. Default: the suite's."""
@@ -50,8 +71,7 @@ class Benchmark:
     """Largest number of runs in one compiled program. Default: all that fit a shape."""
     skip_missing: bool = False
     """Leave out tasks whose data is absent, instead of refusing."""
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
@@ -59,17 +79,20 @@ class Benchmark:
         from offrl_jax.benchmark.suites import load_suite
 
         configure_jax()
-        suite = load_suite(self.suite or _default_suite())
+        suite = load_suite(self.suite or default_suite())
         asked = {
-            "agents": self.agents or None,
-            "tasks": self.tasks or None,
+            "agents": self.agents,
+            "tasks": self.tasks,
             "seeds": self.seeds,
             "updates": self.updates,
         }
         changes = {name: value for name, value in asked.items() if value is not None}
+        for name, value in changes.items():
+            if value == ():
+                raise UsageError(f"--{name} needs at least one name")
         suite = dataclasses.replace(suite, **changes)
         folder = self.results or Path("results") / suite.name
-        return _run_and_draw(
+        return run_and_draw(
             suite,
             folder,
             self.data_dir,
@@ -82,8 +105,8 @@ class Benchmark:
 class Run:
     """Train and evaluate one agent on one or more tasks.
 
-    Example: offrl run --agent td3_bc --task classic/pendulum-mixed-v0 --seeds 5
-    --updates 20000 --set alpha=1.0 --results results/mine
+    Example: offrl run --agent bc --task classic/dmsd-mixed-v0 --set lr=0.001 \\
+      --results results/mine
     """
 
     agent: Annotated[str, arg(metavar="NAME[@PRESET]")]
@@ -97,15 +120,14 @@ class Run:
     updates: Annotated[int, arg(metavar="N")] = 100_000
     """Updates of the policy phase."""
     set: _Settings = ()
-    """One setting, numeric or structural; repeatable."""
+    """One setting (see: offrl agents NAME); repeatable."""
     episodes: Annotated[int, arg(metavar="N")] = 100
     """Evaluation episodes per run after the last update."""
     evaluations: Annotated[int, arg(metavar="N")] = 10
     """Points of the learning curve."""
     max_parallel: _Count = None
     """Largest number of runs in one compiled program."""
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
@@ -123,12 +145,12 @@ class Run:
             updates=self.updates,
             protocol=Protocol(self.episodes, self.evaluations),
         )
-        return _run_and_draw(
+        return run_and_draw(
             suite,
             self.results,
             self.data_dir,
             max_parallel=self.max_parallel,
-            overrides=_parse_settings(self.set),
+            overrides=parse_settings(self.set),
         )
 
 
@@ -143,8 +165,8 @@ class Leaderboard:
     """Results folder."""
     format: Literal["table", "md", "csv", "json"] = "table"
     """What to write."""
-    out: Annotated[Path | None, arg(metavar="FILE")] = None
-    """File to write; default: the screen."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """File to write. Default: the screen."""
 
     def run(self) -> int:
         """Draws."""
@@ -157,9 +179,9 @@ class Leaderboard:
 
         board = leaderboard.build(self.results)
         if self.out is None:
-            _show(board, self.format)
+            show(board, self.format)
             return 0
-        _write(self.out, leaderboard.draw(board, self.format))
+        write(self.out, leaderboard.draw(board, self.format))
         print(f"wrote {self.out}")
         return 0
 
@@ -171,7 +193,9 @@ class Agents:
     Example: offrl agents td3_bc
     """
 
-    name: Positional[Annotated[str | None, arg(metavar="NAME")]] = None
+    name: Positional[
+        Annotated[str | None, arg(metavar="[NAME]", help_behavior_hint="")]
+    ] = None
     """Only this one, with every setting and its default."""
 
     def run(self) -> int:
@@ -189,16 +213,17 @@ class Tasks:
     Example: offrl tasks neorl2
     """
 
-    name: Positional[Annotated[str | None, arg(metavar="PART")]] = None
+    name: Positional[
+        Annotated[str | None, arg(metavar="[PART]", help_behavior_hint="")]
+    ] = None
     """Only tasks whose id contains this."""
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Prints."""
         from offrl_jax import reports
 
-        reports.tasks(_store(self.data_dir), self.name)
+        reports.tasks(open_store(self.data_dir), self.name)
         return 0
 
 
@@ -209,14 +234,13 @@ class DataList:
     Example: offrl data list
     """
 
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Prints."""
         from offrl_jax import reports
 
-        reports.data_list(_store(self.data_dir))
+        reports.data_list(open_store(self.data_dir))
         return 0
 
 
@@ -227,16 +251,17 @@ class DataPrepare:
     Example: offrl data prepare classic/pendulum-mixed-v0
     """
 
-    tasks: Positional[Annotated[tuple[str, ...], arg(metavar="TASK ...")]] = ()
+    tasks: Positional[
+        Annotated[tuple[str, ...], arg(metavar="[TASK ...]", help_behavior_hint="")]
+    ] = ()
     """Task ids; default: the whole classic family."""
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Generates what is not there yet."""
         from offrl_jax import reports
 
-        reports.data_prepare(_store(self.data_dir), self.tasks)
+        reports.data_prepare(open_store(self.data_dir), self.tasks)
         return 0
 
 
@@ -247,14 +272,13 @@ class DataCheck:
     Example: offrl data check
     """
 
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Checks; the exit code is 3 if something is damaged."""
         from offrl_jax import reports
 
-        return reports.data_check(_store(self.data_dir))
+        return reports.data_check(open_store(self.data_dir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,16 +292,18 @@ class DataImport:
     """The file; it is copied, never changed."""
     task: Annotated[str, arg(metavar="TASK")]
     """neorl2/NAME-v1 for official files, local/NAME-v0 for your own."""
-    split: Literal["train", "val"] | None = None
-    """Which split the file is; official files are recognised by their checksum."""
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    split: Annotated[
+        Literal["train", "val"] | None,
+        arg(metavar="{train,val}", help_behavior_hint=""),
+    ] = None
+    """Default: told by the checksum; of your own data, 5 % of the episodes are val."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Imports."""
         from offrl_jax import reports
 
-        reports.data_import(_store(self.data_dir), self.file, self.task, self.split)
+        reports.data_import(open_store(self.data_dir), self.file, self.task, self.split)
         return 0
 
 
@@ -307,8 +333,7 @@ class Doctor:
     Example: offrl doctor
     """
 
-    data_dir: _Folder = None
-    """Data store. Default: $OFFRL_DATA, else a folder in the user's cache."""
+    data_dir: _Data = None
 
     def run(self) -> int:
         """Prints."""
@@ -316,7 +341,7 @@ class Doctor:
         from offrl_jax.benchmark.runner import configure_jax
 
         configure_jax()
-        reports.doctor(_store(self.data_dir))
+        reports.doctor(open_store(self.data_dir))
         return 0
 
 
@@ -329,128 +354,3 @@ Command = (
     | Annotated[Data, subcommand("data")]
     | Annotated[Doctor, subcommand("doctor")]
 )
-
-
-def _default_suite() -> str:
-    import jax
-
-    return "quick" if jax.default_backend() == "cpu" else "classic"
-
-
-def _store(data_dir: Path | None):
-    from offrl_jax.datasets.store import Store, default_data_dir
-
-    return Store(default_data_dir(data_dir))
-
-
-def _parse_settings(pairs: Sequence[str]) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set takes NAME=VALUE, got '{pair}'")
-        settings[name] = value
-    return settings
-
-
-def _show(board: Any, style: str) -> None:
-    """Prints a leaderboard as wide as the terminal."""
-    from offrl_jax import leaderboard
-
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else 100
-    print(leaderboard.draw(board, style, width=width, colour=terminal), end="")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _run_and_draw(suite, folder: Path, data_dir: Path | None, **options) -> int:
-    from offrl_jax import leaderboard
-    from offrl_jax.benchmark.progress import Progress
-    from offrl_jax.benchmark.runner import run_suite
-
-    with Progress() as progress:
-        outcome = run_suite(suite, _store(data_dir), folder, progress, **options)
-        progress.say(
-            f"{outcome.ran} populations trained now, {outcome.already} runs were there"
-        )
-    if outcome.stopped:
-        print(
-            f"stopped; everything is saved in {folder}, the same command continues",
-            file=sys.stderr,
-        )
-        return 130
-    board = leaderboard.build(folder)
-    _show(board, "table")
-    for style in ("md", "csv", "json"):
-        _write(folder / f"leaderboard.{style}", leaderboard.draw(board, style))
-    print(f"rows: {folder}/rows/*.jsonl   tables: {folder}/leaderboard.{{md,csv,json}}")
-    return 1 if outcome.failed or outcome.busy else 0
-
-
-def _parse(arguments: Sequence[str]):
-    """The command as a dataclass; tyro's box of an error becomes one line."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                Command,
-                prog="offrl",
-                description="Offline reinforcement learning in JAX, honestly compared.",
-                args=arguments,
-                config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(box.getvalue(), arguments)) from None
-
-
-def _one_line(box: str, arguments: Sequence[str]) -> str:
-    """What a box of tyro's says, without its help texts.
-
-    In a box, a message stands at the margin, what it is about is indented by four and
-    help texts by eight.
-    """
-    lines = []
-    for line in box.splitlines():
-        text = line.removeprefix("│ ").rstrip("│ ")
-        indent = len(text) - len(text.lstrip())
-        boring = text.startswith(("╭", "╰", "For full helptext", "Argument helptext"))
-        if text.startswith(("Got errors", "Argument helptext")):
-            break
-        if not boring and text.strip("─ ") and indent <= 4:
-            lines.append(text.strip())
-    commands = [word for word in arguments if word.isalpha()]
-    known = {"benchmark", "run", "leaderboard", "agents", "tasks", "data", "doctor"}
-    known |= (
-        {"list", "prepare", "check", "import"} if commands[:1] == ["data"] else set()
-    )
-    shown = " ".join(word for word in commands[:2] if word in known)
-    return f"{' '.join(lines)} (see: offrl {shown}{' ' if shown else ''}--help)"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: errors become one line on standard error and an exit code."""
-    argv = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        code = _parse(argv or ["--help"]).run()
-    except OffrlError as error:
-        print(f"offrl: {error}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("offrl: stopped", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 0
-    raise SystemExit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m offrl_jax.cli` is `offrl`."""
+
+from offrl_jax.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""A box of tyro's, which tells a wrong command line, as one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_NOT_WHOLE = r"\1 is not a whole number"
+_PLAINER = (
+    (r"invalid literal for int\(\) with base 10: ('.*')", _NOT_WHOLE),
+    (r"no type matching .*INT could be instantiated from \[('.*')\]", _NOT_WHOLE),
+    (r"'None', |, 'None'", ""),
+    (r"Expected 1 values", "Expected one value"),
+)
+"""What tyro says, as patterns, and how a person would; its numbers are all whole."""
+
+
+def one_line(box: str, arguments: Sequence[str]) -> str:
+    """What a box of tyro's says, without its help texts.
+
+    In a box, a message stands at the margin, what it is about is indented by four and
+    help texts by eight; a rule parts one message from the next.
+    """
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.removeprefix("│ ").rstrip("│ ")
+        indent = len(text) - len(text.lstrip())
+        if text.startswith("─"):
+            parts.append([])
+        if text.startswith(("Got errors", "Argument helptext", "For full helptext")):
+            break
+        if not text.startswith(("╭", "╰", "─")) and text.strip() and indent <= 4:
+            parts[-1].append(text.strip())
+    message = "; ".join(" ".join(part) for part in parts if part)
+    for pattern, plain in _PLAINER:
+        message = re.sub(pattern, plain, message)
+    shown = [*_subcommands(arguments), "--help"]
+    return f"{message.rstrip('.')} (see: offrl {' '.join(shown)})"
+
+
+def _subcommands(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line that name a command."""
+    if arguments[:1] == ["data"]:
+        actions = ("list", "prepare", "check", "import")
+        return ["data", *(word for word in arguments[1:2] if word in actions)]
+    known = ("benchmark", "run", "leaderboard", "agents", "tasks", "doctor")
+    return [word for word in arguments[:1] if word in known]
