@@ -242,6 +242,25 @@ def test_a_diverged_member_has_rows_that_say_so(store, tmp_path):
     assert all(r.returns == [] and r.score is None for r in rows if r.setting == "wild")
 
 
+def test_a_failed_job_says_why_and_is_tried_again(store, tmp_path, monkeypatch):
+    def too_large(*_args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nat length")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs_module, "prepare", too_large)
+        outcome = run(store, tmp_path)
+    assert outcome.ran == 0 and len(outcome.failed) == 1
+    assert "out of memory; try a smaller --max-parallel" in outcome.failed[0]
+    rows = [r for r in read_rows(tmp_path, print) if r.agent != BEHAVIOUR]
+    assert len(rows) == 4
+    assert {(r.status, r.error, r.step) for r in rows} == {
+        ("failed", "RESOURCE_EXHAUSTED: out of memory", 120)
+    }
+    assert run(store, tmp_path).ran == 1
+    rows = [r for r in read_rows(tmp_path, print) if r.agent != BEHAVIOUR]
+    assert {r.status for r in rows} == {"ok"} and len(rows) == 12
+
+
 def test_absent_data_is_told_before_anything_is_written(store, tmp_path):
     import dataclasses
 

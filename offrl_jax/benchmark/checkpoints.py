@@ -43,11 +43,8 @@ class Checkpoints:
     not at all.
     """
 
-    def __init__(
-        self, folder: Path, keep: int = 2, say: Say = lambda line: None
-    ) -> None:
+    def __init__(self, folder: Path, say: Say = lambda line: None) -> None:
         self.folder = folder
-        self.keep = keep
         self._say = say
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob("tmp-*"):
@@ -58,8 +55,13 @@ class Checkpoints:
         found = (path.name for path in self.folder.iterdir() if path.is_dir())
         return sorted(int(name) for name in found if name.isdigit())
 
-    def save(self, state: Any, meta: dict[str, Any]) -> None:
+    def save(self, state: Any, meta: dict[str, Any], keep: int = 2) -> None:
         """Writes `state` (any pytree of arrays and keys) and `meta` (JSON).
+
+        Args:
+          state: what to save.
+          meta: what to know about it.
+          keep: how many generations to keep, this one included.
 
         Raises:
           ResultsError: if the disk is full or not writable; what was there stays.
@@ -89,7 +91,7 @@ class Checkpoints:
                 f"no checkpoint could be written to {self.folder} ({reason}); rows and "
                 "older checkpoints are intact, make room and run the same command again"
             ) from error
-        for old in self.generations()[: -self.keep]:
+        for old in self.generations()[:-keep]:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def _damage(self, generation: Path) -> str | None:
@@ -128,7 +130,3 @@ class Checkpoints:
                 state = reader.restore(generation.absolute() / "state", abstract)
             return state, json.loads((generation / "meta.json").read_text())
         return None
-
-    def clear(self) -> None:
-        """Removes all checkpoints (of a finished job)."""
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -33,6 +33,10 @@ class Stopped(Exception):
     """The user asked to stop; everything is saved."""
 
 
+class JobFailed(Exception):
+    """One job cannot be finished on this device; the others may."""
+
+
 @dataclasses.dataclass
 class _Clock:
     """Seconds spent so far; survives a resume in the checkpoint's meta data."""
@@ -64,9 +68,15 @@ def run_job(
     Raises:
       Stopped: see `stop`.
       ResultsError: a row or checkpoint could not be written.
+      JobFailed: the device gave up, for lack of memory most likely; rows say so.
     """
     with RowFile(row_path(folder, job.run_id), progress.say) as rows:
-        _Run(job, tasks, folder, rows, progress, stop).run()
+        try:
+            _Run(job, tasks, folder, rows, progress, stop).run()
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).splitlines()[0][:160]
+            _write_failure(job, rows, reason)
+            raise JobFailed(reason) from error
 
 
 class _Run:
@@ -102,13 +112,13 @@ class _Run:
         job, agent = self.job, self.ready.agent
         state = self.ready.population.init(self.ready.seeds, self.ready.own_hyper)
         phase, state = self._resume(state)
-        label = f"{job.agent} ({len(job.members)} runs)"
+        label = f"{job.agent} on {_subject(job)}, {len(job.members)} runs"
         self.progress.begin(label, self.all_updates, self._done(phase, state))
         for index in range(phase, len(agent.phases)):
             if index > phase:
                 state = self.ready.population.next_phase(state)
             state = self._train_phase(index, state)
-        self._save(len(agent.phases) - 1, state)
+        self._save(len(agent.phases) - 1, state, keep=1)
         speed = len(job.members) * self.all_updates / max(self.clock.train, 1e-9)
         self.progress.end(
             f"{label}: done, {self.clock.train:.0f} s of training, "
@@ -138,13 +148,13 @@ class _Run:
             "platform": jax.local_devices()[0].platform,
         }
 
-    def _save(self, phase: int, state: PopulationState) -> None:
+    def _save(self, phase: int, state: PopulationState, keep: int = 2) -> None:
         meta = {
             "phase": phase,
             "clock": dataclasses.asdict(self.clock),
             "split": self._split(),
         }
-        self.checkpoints.save({"population": state, **self.extra}, meta)
+        self.checkpoints.save({"population": state, **self.extra}, meta, keep)
         self.saved_at = time.monotonic()
 
     def _done(self, phase: int, state: PopulationState) -> int:
@@ -200,7 +210,7 @@ class _Run:
             (job.run_id, member.task, member.setting, member.seed, step)
             for member in job.members
         ]
-        if all(key in self.rows.row_ids for key in keys):
+        if all(key in self.rows.row_ids.keys() - self.rows.failed for key in keys):
             return
         self.progress.update(
             self._done(len(ready.agent.phases) - 1, state), "evaluating"
@@ -254,49 +264,95 @@ class _Run:
     def _row(
         self, index: int, step: int, result: EpisodeResults | None, eval_s: float
     ) -> Row:
-        job, member = self.job, self.job.members[index]
-        task = self.tasks[member.task].task
+        task = self.tasks[self.job.members[index].task].task
         score = None
         if result is not None and task.reference is not None:
             score = float(np.mean(normalised_score(task.reference, result.returns)))
         env = self.ready.envs[str(task.env_id)]
         simulators = {} if isinstance(env, PureEnv) else env.versions
-        done = sum(job.phase_updates.values()) - job.updates_total + step
-        return Row(
-            run_id=job.run_id,
-            suite=job.suite,
-            role=job.role,
-            agent=job.agent,
-            config=job.config,
-            setting=member.setting,
-            hyper=member.hyper,
-            task=member.task,
-            family=member.family,
-            recipe_hash=job.datasets[member.task]["recipe_hash"],
-            dataset_hash=job.datasets[member.task]["dataset_hash"],
-            seed=member.seed,
+        done = self.all_updates - self.job.updates_total + step
+        plain = (
+            EpisodeResults([], [], None)  # type: ignore[arg-type]
+            if result is None
+            else jax.tree.map(lambda leaf: leaf.tolist(), result)
+        )
+        return _row_of(
+            self.job,
+            index,
             step=step,
-            updates_total=job.updates_total,
-            phase_updates=job.phase_updates,
-            protocol=job.protocol,
-            returns=[] if result is None else result.returns.tolist(),
-            lengths=[] if result is None else result.lengths.tolist(),
-            successes=None
-            if result is None or result.successes is None
-            else result.successes.tolist(),
+            returns=plain.returns,
+            lengths=plain.lengths,
+            successes=plain.successes,
             score=score,
             status="diverged" if result is None else "ok",
             split_changed=self.clock.split_changed,
-            updates_per_s=len(job.members) * done / max(self.clock.train, 1e-9),
+            updates_per_s=len(self.job.members) * done / max(self.clock.train, 1e-9),
             wall_s=self.clock.train,
             compile_s=self.clock.compile,
             eval_s=eval_s,
-            device=provenance.device(),
-            flags=provenance.flags(),
             versions={**provenance.versions(), **simulators},
-            commit=provenance.commit(),
             population=self._split(),
         )
+
+
+def _row_of(job: Job, index: int, **outcome: Any) -> Row:
+    """The row of a member: what the plan says of it, and what became of it."""
+    member = job.members[index]
+    return Row(
+        run_id=job.run_id,
+        suite=job.suite,
+        role=job.role,
+        agent=job.agent,
+        config=job.config,
+        setting=member.setting,
+        hyper=member.hyper,
+        task=member.task,
+        family=member.family,
+        recipe_hash=job.datasets[member.task]["recipe_hash"],
+        dataset_hash=job.datasets[member.task]["dataset_hash"],
+        seed=member.seed,
+        updates_total=job.updates_total,
+        phase_updates=job.phase_updates,
+        protocol=job.protocol,
+        device=provenance.device(),
+        flags=provenance.flags(),
+        commit=provenance.commit(),
+        **outcome,
+    )
+
+
+def _write_failure(job: Job, rows: RowFile, reason: str) -> None:
+    """Rows that say why a job's runs have no result; a later attempt replaces them."""
+    for index, member in enumerate(job.members):
+        step = job.updates_total
+        if (job.run_id, member.task, member.setting, member.seed, step) in rows.row_ids:
+            continue
+        rows.append(
+            _row_of(
+                job,
+                index,
+                step=step,
+                returns=[],
+                lengths=[],
+                successes=None,
+                score=None,
+                status="failed",
+                error=reason,
+                split_changed=False,
+                updates_per_s=None,
+                wall_s=None,
+                compile_s=None,
+                eval_s=None,
+                versions=provenance.versions(),
+                population=dict(job.split),
+            )
+        )
+
+
+def _subject(job: Job) -> str:
+    """What a job is about, in a word: `pendulum` for all datasets of the pendulum."""
+    names = (member.task.rpartition("/")[2].partition("-")[0] for member in job.members)
+    return ", ".join(dict.fromkeys(names))
 
 
 def _step(state: PopulationState) -> int:

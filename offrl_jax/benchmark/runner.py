@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from offrl_jax.benchmark import provenance
-from offrl_jax.benchmark.jobs import Stopped, run_job
+from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
 from offrl_jax.benchmark.planning import Split, plan_missing, wanted_jobs
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.suites import Suite
@@ -28,7 +28,7 @@ from offrl_jax.catalogue import (
 )
 from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
-from offrl_jax.errors import DataError, OffrlError, UsageError
+from offrl_jax.errors import DataError, UsageError
 from offrl_jax.results import (
     BEHAVIOUR,
     Job,
@@ -253,12 +253,8 @@ def _run_jobs(
                 run_job(job, by_id, folder, progress, stop)
             except Stopped:
                 return Outcome(ran, already, tuple(failed), tuple(busy), True)
-            except OffrlError:
-                raise
-            except jax.errors.JaxRuntimeError as error:
-                # Out of device memory, most likely: the other jobs may still fit.
-                reason = str(error).splitlines()[0][:160]
-                failed.append(f"{job.run_id}: {reason}; try a smaller --max-parallel")
+            except JobFailed as error:
+                failed.append(f"{job.run_id}: {error}; try a smaller --max-parallel")
                 progress.end(failed[-1])
                 continue
         ran += 1

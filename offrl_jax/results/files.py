@@ -26,6 +26,7 @@ class RowFile:
     Attributes:
       path: the file.
       row_ids: identity of every row that the file holds, by key.
+      failed: keys of the rows that are `failed`, which another row may replace.
 
     Raises:
       ResultsError: the folder cannot be written, or the file holds no rows of `SCHEMA`.
@@ -67,7 +68,9 @@ class RowFile:
                 f"{self.path}: the last line was torn by a crash ({len(torn)} bytes); "
                 f"moved to {aside.name}, its evaluation will be repeated"
             )
-        return {row.key: row.row_id for row in _merge_rows(rows)}
+        merged = _merge_rows(rows)
+        self.failed = {row.key for row in merged if row.status == "failed"}
+        return {row.key: row.row_id for row in merged}
 
     def append(self, row: Row) -> None:
         """Writes `row`; does nothing if an equal row is there.
@@ -80,7 +83,7 @@ class RowFile:
         known = self.row_ids.get(row.key)
         if known == row.row_id:
             return
-        if known is not None and not self._is_failed(known):
+        if known is not None and row.key not in self.failed:
             raise ResultsError(
                 f"{self.path}: another row of {_describe(row)} is there already; the "
                 "run was not repeated bit for bit, move the file away to start it anew"
@@ -96,10 +99,7 @@ class RowFile:
             os.ftruncate(self._descriptor, size)
             raise _cannot_write(self.path, error) from error
         self.row_ids[row.key] = row.row_id
-
-    def _is_failed(self, row_id: str) -> bool:
-        rows, _ = _parse(self.path.read_bytes(), self.path)
-        return any(r.row_id == row_id and r.status == "failed" for _, r in rows)
+        (self.failed.add if row.status == "failed" else self.failed.discard)(row.key)
 
     def close(self) -> None:
         """Closes the file; rows are on disk already."""
