@@ -16,20 +16,21 @@ _PLAINER = (
 
 
 def one_line(box: str, arguments: Sequence[str]) -> str:
-    """What a box of tyro's says, without its help texts.
+    """What a box of tyro's says, without its title and its help texts.
 
-    In a box, a message stands at the margin, what it is about is indented by four and
-    help texts by eight; a rule parts one message from the next.
+    Inside the box, or below the title where the terminal can draw none, a message is
+    indented by two, what it is about by six and help texts by ten; a rule parts one
+    message from the next.
     """
     parts: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.removeprefix("│ ").rstrip("│ ")
-        indent = len(text) - len(text.lstrip())
-        if text.startswith("─"):
+    for line in box.splitlines()[1:]:
+        text = line[2:].rstrip(" │")
+        if set(text) <= set("─-╯"):
             parts.append([])
+            continue
         if text.startswith(("Got errors", "Argument helptext", "For full helptext")):
             break
-        if not text.startswith(("╭", "╰", "─")) and text.strip() and indent <= 4:
+        if len(text) - len(text.lstrip()) <= 4:
             parts[-1].append(text.strip())
     message = "; ".join(" ".join(part) for part in parts if part)
     for pattern, plain in _PLAINER:

@@ -97,9 +97,17 @@ def _check_request(
 
     if max_parallel is not None and max_parallel < 1:
         raise UsageError(f"--max-parallel must be at least 1, got {max_parallel}")
+    for name in (*suite.agents, *suite.tasks):
+        if not isinstance(name, str):
+            raise UsageError(f"suite '{suite.name}': {name!r} is no name of anything")
     labels = [parse_label(label) for label in agent_labels(suite)]
-    for name in suite.settings:
+    for name, named in suite.settings.items():
         get_entry(name)
+        if not _is_table_of_tables(named):
+            raise UsageError(
+                f"suite '{suite.name}': [settings.{name}] must hold tables, one for "
+                f"each setting to be run, such as [settings.{name}.mine]"
+            )
     tasks = [get_task(name, store) for name in suite.tasks]
     for base, preset in labels:
         for values in suite.settings.get(base, {"": {}}).values():
@@ -116,6 +124,14 @@ def _check_request(
                 f"task '{task.id}' has no environment to evaluate in; leave it out "
                 "(see: offrl tasks)"
             )
+
+
+def _is_table_of_tables(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(inner, Mapping) for inner in value.values())
+    )
 
 
 def _check_folder(folder: Path) -> None:
