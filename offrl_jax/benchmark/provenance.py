@@ -85,6 +85,7 @@ def flags() -> dict[str, str]:
     """Settings that change numbers: precision, determinism, platform."""
     return {
         "platform": jax.local_devices()[0].platform,
-        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"]
+        or "default",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
