@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from cli_runner import DATA, RUN, SMALL, TINY, USAGE, files, offrl, write_npz
 
+from offrl_jax import envs
+from offrl_jax.catalogue import known_tasks
+from offrl_jax.datasets import local, reference
+from offrl_jax.datasets.store import Store
+
 pytest_plugins = ["cli_fixtures"]
 
 
@@ -115,3 +120,40 @@ class TestDamagedStore:
         record.write_text("")
         assert offrl("doctor") == 0
         assert "missing: " in capsys.readouterr().out
+
+
+class TestDocumentation:
+    """`docs/data.md` is read by hand while data are prepared: it must not drift."""
+
+    @pytest.fixture
+    def lines(self) -> list[str]:
+        path = Path(__file__).parent.parent / "docs" / "data.md"
+        return path.read_text(encoding="utf-8").splitlines()
+
+    def cells(self, lines: list[str], first: str) -> list[str]:
+        row = next(line for line in lines if line.startswith(f"| {first} |"))
+        return [cell.strip() for cell in row.strip("|").split("|")][1:]
+
+    def test_names_every_field(self, lines):
+        for names in local.NAMES.values():
+            row = next(line for line in lines if line.startswith(f"| `{names[0]}`"))
+            assert all(f"`{name}`" in row for name in names)
+
+    def test_names_every_environment(self, lines):
+        text = "\n".join(lines)
+        assert all(f"`{name}`" in text for name in envs.known())
+
+    @pytest.mark.parametrize("environment", sorted(reference.CLASSIC))
+    def test_gives_the_references_in_use(self, environment, lines):
+        cells = self.cells(lines, f"`{environment}`")
+        numbers = tuple(float(cell.split()[0]) for cell in cells)
+        assert numbers == reference.CLASSIC[environment]
+
+    def test_lists_every_task(self, lines, tmp_path):
+        for task in known_tasks(Store(tmp_path)):
+            cells = self.cells(lines, f"`{task.id}`")
+            if task.family == "neorl2":
+                spec = task.spec
+                shape = [spec.obs_dim, spec.action_dim, spec.horizon]
+                assert [int(cell) for cell in cells[:3]] == shape
+                assert cells[-1] == ("no" if task.env_id is None else "yes")
