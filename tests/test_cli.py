@@ -14,6 +14,7 @@ import pytest
 from cli_runner import (
     CLI,
     DATA,
+    RESULTS,
     RUN,
     TINY,
     USAGE,
@@ -322,6 +323,19 @@ class TestProcess:
         assert done.stderr.startswith("offrl: no space left under ")
         assert done.stderr.count("\n") == 1
         assert files(home) == before
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_a_full_disk_below_the_output_is_one_line(self, home):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, *CLI, "agents"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=home,
+            )
+        assert done.returncode == RESULTS
+        assert done.stderr == "offrl: No space left on device; free some\n"
 
     def test_help_needs_no_jax(self, home):
         code = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +13,7 @@ import tyro
 
 from offrl_jax.cli.commands import Command
 from offrl_jax.cli.messages import one_line
-from offrl_jax.errors import OffrlError, UsageError
+from offrl_jax.errors import OffrlError, ResultsError, UsageError
 
 
 def _parse(arguments: Sequence[str]):
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if arguments is None else list(arguments)
     try:
         code = _parse(argv or ["--help"]).run()
+        sys.stdout.flush()
     except OffrlError as error:
         # Reasons that libraries give may span lines.
         print(f"offrl: {' '.join(str(error).split())}", file=sys.stderr)
@@ -45,6 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("offrl: stopped", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         code = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_output()
+        where = f" for {error.filename}" if error.filename else ""
+        print(f"offrl: {error.strerror}{where}; free some", file=sys.stderr)
+        code = ResultsError.exit_code
     raise SystemExit(code)
+
+
+def _drop_output() -> None:
+    """Keeps the interpreter from writing again, at its end, what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
