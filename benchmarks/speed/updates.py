@@ -117,9 +117,10 @@ def _flops_of(program: core.Jaxpr) -> int:
         kind, params = operation.primitive.name, operation.params
         if kind == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            left = operation.invars[0].aval.shape
-            depth = math.prod(left[axis] for axis in contracted)
-            total += 2 * depth * math.prod(operation.outvars[0].aval.shape)
+            left: Any = operation.invars[0].aval
+            out: Any = operation.outvars[0].aval
+            depth = math.prod(left.shape[axis] for axis in contracted)
+            total += 2 * depth * math.prod(out.shape)
             continue
         inner = sum(_flops_of(p) for v in params.values() for p in _inner(v))
         if inner and kind in ("while", "cond"):
@@ -188,7 +189,7 @@ def synthetic_transitions(spec: Spec, count: int) -> Transitions:
 
 
 def variants(entry: AgentEntry) -> dict[str, dict[str, Any]]:
-    """Label -> overrides: the agent as it is, and with an actor step at every update."""
+    """Label -> overrides: as it is, and with an actor step at every update."""
     fields = {field.name: field.default for field in dataclasses.fields(entry.config)}
     found: dict[str, dict[str, Any]] = {entry.name: {}}
     if fields.get("policy_delay", 1) != 1:
@@ -217,13 +218,23 @@ def training(
     return run, stride
 
 
+def _side_by_side(mesh: Mesh, members: int) -> int:
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return 1 if on_cpu else -(-members // mesh.size)
+
+
+def products_flops(batch: int, width: int, mesh: Mesh, members: int) -> float:
+    """Floating-point operations of one link of the chains that `products` runs."""
+    return 2.0 * batch * width**2 * mesh.size * _side_by_side(mesh, members)
+
+
 def products(batch: int, width: int, mesh: Mesh, members: int) -> Run:
     """A chain of `[batch, width] @ [width, width]` on every device of `mesh`.
 
     On CPU each device multiplies one pair at a time, which is the fastest that it can;
     an accelerator needs the products of all its `members` side by side to be busy.
     """
-    side = 1 if mesh.devices.flat[0].platform == "cpu" else -(-members // mesh.size)
+    side = _side_by_side(mesh, members)
     rng = np.random.default_rng(0)
     # Orthogonal: the numbers neither grow nor become denormal, which would cost time.
     square, _ = np.linalg.qr(rng.standard_normal((width, width)))
@@ -283,8 +294,7 @@ def measure(
     mesh = make_mesh(jax.local_devices()[:seeds])
     plain = products(settings.batch_size, width, mesh, seeds)
     plain_count = _count_for(plain, settings.seconds, 1)
-    side = 1 if mesh.devices.flat[0].platform == "cpu" else -(-seeds // mesh.size)
-    plain_flops = 2.0 * settings.batch_size * width**2 * mesh.size * side
+    plain_flops = products_flops(settings.batch_size, width, mesh, seeds)
 
     runs: dict[str, tuple[Run, int, float]] = {}
     structure = {"hidden": (width, width), "batch_size": settings.batch_size}
@@ -329,14 +339,14 @@ def tabulate(measurements: Iterable[Measurement]) -> Table:
     """The measurements as a table for the terminal."""
     table = Table(title="updates per second of all members (medians)")
     for name in ("agent", "nets"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in (
         "seeds",
         "devices",
-        "GFLOP/update",
-        "updates/s",
-        "GFLOP/s",
-        "products GFLOP/s",
+        "GFLOP per\nupdate",
+        "updates\nper s",
+        "GFLOP\nper s",
+        "products,\nGFLOP per s",
         "share",
         "range",
     ):
@@ -368,7 +378,8 @@ def main(settings: Settings) -> None:
         for seeds in settings.seeds
         for measurement in measure(entries, width, seeds, settings)
     ]
-    console = Console()
+    # Where the terminal is narrower, long lines read better than cut columns.
+    console = Console(width=max(110, Console().width))
     console.print(tabulate(measurements))
     device = jax.local_devices()[0]
     versions = " ".join(
@@ -379,7 +390,7 @@ def main(settings: Settings) -> None:
         f"{len(jax.local_devices())} devices ({device.device_kind}, "
         f"{platform.machine()}), {os.cpu_count()} cores, load before "
         f"{load_before:.2f}, matmul precision "
-        f"{jax.config.jax_default_matmul_precision or 'default'}, "
+        f"{jax.config.read('jax_default_matmul_precision') or 'default'}, "
         f"Python {platform.python_version()}, {versions}; batch {settings.batch_size}, "
         f"O={settings.obs_dim}, A={settings.action_dim}, {settings.transitions:,} "
         f"transitions, {settings.repeats} x {settings.seconds:g} s each",

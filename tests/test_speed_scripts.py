@@ -1,0 +1,286 @@
+"""The arithmetic that the speed scripts count, and that they run; never a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from offrl_jax.agents.entry import resolve
+from offrl_jax.agents.registry import REGISTRY
+from offrl_jax.errors import UsageError
+from offrl_jax.population import make_mesh
+from offrl_jax.types import Spec
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "speed"
+SPEC = Spec(obs_dim=11, action_dim=3, horizon=1000)
+BATCH, WIDTH = 32, 64
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        f"speed_{name}", FOLDER / f"{name}.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Dataclasses look their module up.
+    spec.loader.exec_module(module)
+    return module
+
+
+updates = _load("updates")
+startup = _load("startup")
+
+
+def _agent(name: str, **overrides: Any) -> Any:
+    config, hyper = resolve(
+        REGISTRY[name],
+        family="",
+        preset=None,
+        overrides={"hidden": (WIDTH, WIDTH), "batch_size": BATCH, **overrides},
+    )
+    return REGISTRY[name].make(config, SPEC), hyper
+
+
+def _flops(name: str, **overrides: Any) -> float:
+    agent, hyper = _agent(name, **overrides)
+    return updates.update_flops(agent, agent.phases[-1], hyper, SPEC)
+
+
+# The hand count.  A layer I -> J costs 2 B I J forwards, as much for the gradient of
+# its kernel, and as much for the gradient of its input.
+
+
+def _layers(inputs: int, outputs: int) -> tuple[int, int]:
+    """First layer, and all the others."""
+    unit = 2 * BATCH
+    return unit * inputs * WIDTH, unit * (WIDTH * WIDTH + WIDTH * outputs)
+
+
+def _forward(inputs: int, outputs: int) -> int:
+    return sum(_layers(inputs, outputs))
+
+
+def _training(inputs: int, outputs: int) -> int:
+    """Forwards and backwards; nobody asks for the gradient of the inputs."""
+    first, others = _layers(inputs, outputs)
+    return 2 * first + 3 * others
+
+
+def _through(inputs: int, outputs: int) -> int:
+    """Forwards, and backwards to the inputs with the parameters held."""
+    return 2 * _forward(inputs, outputs)
+
+
+O_DIM, A_DIM = SPEC.obs_dim, SPEC.action_dim
+CRITIC = (O_DIM + A_DIM, 1)
+TARGETS = _forward(O_DIM, A_DIM) + 2 * _forward(*CRITIC)
+HAND_COUNT = {
+    "bc": _training(O_DIM, A_DIM),
+    "gaussian_bc": _training(O_DIM, 2 * A_DIM),
+    # The targets, two critics trained, and every second time the actor through Q_1.
+    "td3_bc": TARGETS
+    + 2 * _training(*CRITIC)
+    + (_training(O_DIM, A_DIM) + _through(*CRITIC)) / 2,
+    # The same, but the actor's loss looks at both critics.
+    "rebrac": TARGETS
+    + 2 * _training(*CRITIC)
+    + (_training(O_DIM, A_DIM) + 2 * _through(*CRITIC)) / 2,
+    # Q' of the data, V trained, its new values in s and s', actor and critics trained.
+    "iql": 2 * _forward(*CRITIC)
+    + _training(O_DIM, 1)
+    + 2 * _forward(O_DIM, 1)
+    + _training(O_DIM, A_DIM)
+    + 2 * _training(*CRITIC),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HAND_COUNT))
+def test_an_update_multiplies_what_its_losses_need_and_nothing_more(name: str) -> None:
+    assert _flops(name) == HAND_COUNT[name]
+
+
+def test_actor_at_every_update_counts_whole() -> None:
+    every = TARGETS + 2 * _training(*CRITIC)
+    actor = _training(O_DIM, A_DIM) + _through(*CRITIC)
+    assert _flops("td3_bc", policy_delay=1) == every + actor
+    assert _flops("td3_bc", policy_delay=4) == every + actor / 4
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_count_agrees_with_the_compilers(name: str) -> None:
+    # XLA counts element-wise work, too: some per cent at a width of 256, where a
+    # product of B x 256 x 256 stands against a few operations on B x 256.
+    agent, hyper = _agent(name, hidden=(256, 256), batch_size=256)
+    phase = agent.phases[-1]
+    key = jax.random.key(0)
+    batch = updates.synthetic_transitions(SPEC, 256 * phase.stride)
+    state = jax.eval_shape(agent.init, key, hyper)
+    hyper = jax.tree.map(np.float32, hyper)
+    compiled = jax.jit(phase.update).lower(key, state, batch, hyper).compile()
+    analysis = compiled.cost_analysis()
+    assert analysis is not None
+    counted = updates.update_flops(agent, phase, hyper, SPEC) * phase.stride
+    assert counted < analysis["flops"] < 1.15 * counted
+
+
+class TestMatmulFlops:
+    x = jax.ShapeDtypeStruct((5, 7), jnp.float32)
+    w = jax.ShapeDtypeStruct((7, 7), jnp.float32)
+
+    def test_one_product(self) -> None:
+        assert updates.matmul_flops(jnp.matmul, self.x, self.w) == 2 * 5 * 7 * 7
+
+    def test_batched_product(self) -> None:
+        many = jax.ShapeDtypeStruct((3, 5, 7), jnp.float32)
+        product = jax.vmap(jnp.matmul, (0, None))
+        assert updates.matmul_flops(product, many, self.w) == 3 * 2 * 5 * 7 * 7
+
+    def test_contraction_of_two_axes(self) -> None:
+        def trace(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.tensordot(x, y, axes=2)
+
+        assert updates.matmul_flops(trace, self.w, self.w) == 2 * 7 * 7
+
+    def test_scan_counts_every_turn(self) -> None:
+        def chain(x: jax.Array, w: jax.Array) -> jax.Array:
+            return jax.lax.scan(lambda y, _: (y @ w, None), x, length=4)[0]
+
+        assert updates.matmul_flops(chain, self.x, self.w) == 4 * 2 * 5 * 7 * 7
+
+    def test_calls_are_looked_into(self) -> None:
+        wrapped = jax.jit(jax.checkpoint(jnp.matmul))
+        assert updates.matmul_flops(wrapped, self.x, self.w) == 2 * 5 * 7 * 7
+
+    def test_element_wise_work_does_not_count(self) -> None:
+        assert updates.matmul_flops(jnp.tanh, self.x) == 0
+
+    def test_loops_without_products_do_not_matter(self) -> None:
+        # jax.random.normal holds such a loop.
+        def noise(key: jax.Array) -> jax.Array:
+            return jax.lax.while_loop(lambda n: n < 3.0, lambda n: n + 1.0, key)
+
+        assert updates.matmul_flops(noise, jax.ShapeDtypeStruct((), jnp.float32)) == 0
+
+    @pytest.mark.parametrize("kind", ["while", "cond"])
+    def test_refuses_to_guess(self, kind: str) -> None:
+        def loop(x: jax.Array, w: jax.Array) -> jax.Array:
+            return jax.lax.while_loop(lambda y: y[0, 0] < 1.0, lambda y: y @ w, x)
+
+        def branch(x: jax.Array, w: jax.Array) -> jax.Array:
+            return jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x)
+
+        function = {"while": loop, "cond": branch}[kind]
+        with pytest.raises(ValueError, match=f"a '{kind}' of the program"):
+            updates.matmul_flops(function, self.x, self.w)
+
+
+def test_synthetic_transitions_are_whole_episodes() -> None:
+    data = updates.synthetic_transitions(SPEC, 2500)
+    assert data.obs.shape == (2500, 11) and data.action.shape == (2500, 3)
+    assert all(leaf.dtype == np.float32 for leaf in data)
+    ends = np.flatnonzero(data.has_next_action == 0)
+    np.testing.assert_array_equal(ends, [999, 1999, 2499])
+    assert not data.next_action[ends].any()
+    inside = data.has_next_action[:-1] == 1
+    np.testing.assert_array_equal(
+        data.next_action[:-1][inside], data.action[1:][inside]
+    )
+    np.testing.assert_array_equal(data.next_obs[:-1][inside], data.obs[1:][inside])
+
+
+def test_every_agent_runs_as_it_is_and_with_an_undelayed_actor() -> None:
+    assert updates.variants(REGISTRY["bc"]) == {"bc": {}}
+    assert updates.variants(REGISTRY["td3_bc"]) == {
+        "td3_bc": {},
+        "td3_bc policy_delay=1": {"policy_delay": 1},
+    }
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_products_do_as_much_as_they_are_counted_for(devices: int) -> None:
+    mesh = make_mesh(jax.local_devices()[:devices])
+    # On CPU, one pair of matrices per device, however many members there are.
+    assert updates.products_flops(8, 16, mesh, 5) == devices * 2 * 8 * 16 * 16
+    updates.products(8, 16, mesh, 5)(3)
+
+
+def test_rows_hold_what_was_measured() -> None:
+    settings = updates.Settings(batch_size=8, transitions=50, seconds=1e-3, repeats=3)
+    (row,) = updates.measure([REGISTRY["bc"]], 16, 3, settings)
+    assert (row.label, row.width, row.seeds, row.devices) == ("bc", 16, 3, 2)
+    layers = 11 * 16 + 16 * 16 + 16 * 3
+    assert row.flops == 2 * 8 * (3 * layers - 11 * 16)
+    assert row.updates_per_s > 0 and row.matmul_rate > 0
+    assert len(row.shares) == 3 and min(row.shares) <= row.share <= max(row.shares)
+
+
+def test_table_shows_rates_and_shares() -> None:
+    row = updates.Measurement("x", 64, 5, 2, 2e9, 1234.0, 4e12, (0.5, 0.61, 0.7))
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(updates.tabulate([row]))
+        text = console.export_text()
+    for shown in ("64x64", "2.0000", "1,234", "2468.0", "4000.0", "61%", "50%-70%"):
+        assert shown in text
+
+
+def test_unknown_agent_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match="unknown agent 'td3bc'; did you mean 'td3_bc'"
+    ):
+        updates.main(updates.Settings(agents=("td3bc",)))
+
+
+def test_updates_script_runs(tmp_path: Path) -> None:
+    # Its own process: it sets the number of devices and the cache.
+    environment = startup.environment_of(tmp_path) | {"JAX_PLATFORMS": "cpu"}
+    options = "--agents bc --widths 8 --seeds 1 --batch-size 4 --transitions 20"
+    command = [sys.executable, str(FOLDER / "updates.py"), *options.split()]
+    command += ["--seconds", "0.001", "--repeats", "1"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8x8" in done.stdout and "batch 4, O=11, A=3" in done.stdout
+
+
+def test_first_update_tells_its_stages(tmp_path: Path) -> None:
+    environment = startup.environment_of(tmp_path)
+    assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
+    timed = startup.run_timed([str(FOLDER / "first_update.py")], environment)
+    assert list(timed.stages) == ["imports", "initial state", "first update"]
+    times = [*timed.stages.values(), timed.total]
+    assert times == sorted(times)
+    assert startup._programs(tmp_path)
+
+
+def test_failed_process_is_not_a_measurement(tmp_path: Path) -> None:
+    code = "import sys; sys.exit('out of luck')"
+    with pytest.raises(RuntimeError, match="exited with 1: out of luck"):
+        startup.run_timed(["-c", code], startup.environment_of(tmp_path))
+
+
+def test_startup_table_shows_medians() -> None:
+    rounds = [
+        {"a": {"end": s}, "b": {"one": 1.0, "two": 2 * s}} for s in (1.0, 9.0, 3.0)
+    ]
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(startup.tabulate(rounds))
+        lines = console.export_text().splitlines()
+    cells = [line.replace("│", " ").split() for line in lines if "│" in line]
+    assert ["a", "end", "3.00", "1.00-9.00"] in cells
+    assert ["two", "6.00", "2.00-18.00"] in cells
