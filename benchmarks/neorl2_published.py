@@ -37,7 +37,7 @@ class Compare:
 
 
 def setting_key(text: str) -> tuple[float, ...]:
-    """The numbers of a setting's name: `actor_layers=2;actor_lr=0.0010` -> (2, 0.001)."""
+    """The numbers of a setting's name: `layers=2;lr=0.0010` gives (2, 0.001)."""
     return tuple(float(number) for number in re.findall(r"=([0-9.e-]+)", text))
 
 

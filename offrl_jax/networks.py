@@ -57,7 +57,8 @@ def uniform(bound: float) -> LayerInit:
 
 
 def _orthonormal_columns(tall: Array) -> Array:
-    """The Q of a QR decomposition of `tall` `[n, k]`, k <= n, with a positive R diagonal.
+    """The Q of a QR decomposition of `tall` `[n, k]`, k <= n, with a positive R
+    diagonal.
 
     Gram-Schmidt, each column twice ("twice is enough", Giraud et al. 2005).  Not
     LAPACK's QR: batched by `vmap` on CPU, jaxlib 0.10.2 splits it over the thread pool

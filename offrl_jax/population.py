@@ -210,12 +210,12 @@ def make_population(
     def init_member(seed: Array, hyper: Hyper) -> PopulationState:
         key = jax.random.key(seed)
         agent_key, source_key = jax.random.split(key)
-        state = (agent.init(agent_key, hyper), source.init(source_key))
+        state: Any = (agent.init(agent_key, hyper), source.init(source_key))
         # A state that begins as a Python number is weakly typed: the first chunk would
         # be compiled for it alone.
         state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
         zero = jnp.zeros((), jnp.int32)
-        return PopulationState(*state, key, zero, zero - 1)
+        return PopulationState(state[0], state[1], key, zero, zero - 1)
 
     # One member after the other: batched, an initialiser may round differently, and a
     # member's start would depend on who is drawn beside it.

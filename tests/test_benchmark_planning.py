@@ -258,8 +258,8 @@ def test_max_parallel_cuts_populations():
     assert [len(job.members) for job in jobs] == [4, 2, 4, 2]
     assert set(jobs[1].datasets) == {"local/b-v0"}
     assert len({job.run_id for job in jobs}) == 4
-    with pytest.raises(UsageError, match="at least 1"):
-        plan_missing(wanted(split=Split(2, "cpu", -1)), None, [], unheard)
+    with pytest.raises(UsageError, match="at least 1, got 0"):
+        planning.check_request(SUITE, ["local"], {}, 0)
 
 
 def test_plans_survive_the_disk(tmp_path):

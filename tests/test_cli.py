@@ -233,7 +233,7 @@ class TestAbsentData:
         refused(DATA, parts, "data", "prepare", task)
 
     def test_of_a_suite_names_every_file(self, refused):
-        parts = ("DMSD-train.npz", "SafetyHalfCheetah-train.npz", "--skip-missing")
+        parts = ("DMSD-train.npz", "SafetyHalfCheetah-train.npz")
         refused(DATA, parts, "benchmark", "neorl2")
 
     def test_nothing_is_left_when_all_is_skipped(self, refused):

@@ -54,6 +54,40 @@ def agent_labels(suite: Suite) -> list[str]:
     return labels
 
 
+def check_request(
+    suite: Suite,
+    families: Iterable[str],
+    overrides: Mapping[str, Any],
+    max_parallel: int | None,
+) -> None:
+    """Tells what is wrong with a request before anything is generated or written.
+
+    Args:
+      suite: what is asked for.
+      families: of its tasks.
+      overrides: settings for every agent.
+      max_parallel: largest number of members in one population, or None.
+
+    Raises:
+      UsageError: an unknown agent, preset or setting, a setting of the wrong type, a
+        senseless number.
+    """
+    if max_parallel is not None and max_parallel < 1:
+        raise UsageError(f"--max-parallel must be at least 1, got {max_parallel}")
+    for name in suite.settings:
+        get_entry(name)
+    for label in agent_labels(suite):
+        base, preset = parse_label(label)
+        for values in suite.settings.get(base, {DEFAULT_SETTING: {}}).values():
+            for family in sorted(set(families)):
+                resolve(
+                    get_entry(base),
+                    family=family,
+                    preset=preset,
+                    overrides={**values, **overrides},
+                )
+
+
 def evaluation_steps(updates: int, evaluations: int, stride: int) -> tuple[int, ...]:
     """Steps of the learning curve: even multiples of `stride`, then the end."""
     points = (
@@ -304,9 +338,7 @@ def plan_missing(
 
 def _chunks(job: Job) -> list[Job]:
     """The job in populations of at most `max_parallel` members."""
-    limit = job.split.get("max_parallel") or len(job.members)
-    if limit < 1:
-        raise UsageError(f"--max-parallel must be at least 1, got {limit}")
+    limit = job.split["max_parallel"] or len(job.members)
     parts = []
     for start in range(0, len(job.members), limit):
         members = job.members[start : start + limit]

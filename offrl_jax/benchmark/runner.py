@@ -15,11 +15,18 @@ import numpy as np
 
 from offrl_jax.benchmark import provenance
 from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
-from offrl_jax.benchmark.planning import Split, plan_missing, wanted_jobs
+from offrl_jax.benchmark.planning import (
+    Split,
+    agent_labels,
+    check_request,
+    plan_missing,
+    wanted_jobs,
+)
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.suites import Suite
 from offrl_jax.catalogue import (
     LoadedTask,
+    Task,
     get_task,
     how_to_get,
     is_present,
@@ -90,32 +97,43 @@ def configure_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def load_tasks(
-    suite: Suite, store: Store, progress: Progress, skip_missing: bool
-) -> list[LoadedTask]:
-    """The suite's tasks; generated data is made where it is not there yet.
+def find_tasks(
+    suite: Suite, store: Store, say: Callable[[str], None], skip_missing: bool
+) -> list[Task]:
+    """The suite's tasks whose data is at hand or can be generated; loads nothing.
 
     Raises:
       UsageError: a task has no environment.
       DataError: a task's data is absent and `skip_missing` is false; tells for every
         such task which file to put where.
     """
-    known = [get_task(name, store) for name in suite.tasks]
-    for task in known:
+    found: list[Task] = []
+    absent: list[str] = []
+    for name in suite.tasks:
+        try:
+            task = get_task(name, store)
+        except DataError:
+            if is_present(name, store):  # there, but damaged
+                raise
+            absent.append(how_to_get(name))
+            continue
         if task.env_id is None:
             raise UsageError(
                 f"task '{task.id}' has no environment to evaluate in, so it cannot be "
                 "benchmarked; offrl_jax.train trains on it"
             )
-    generated = [t for t in known if t.family == "classic"]
-    present = [t for t in known if t in generated or is_present(t.id, store)]
-    absent = [t for t in known if t not in present]
+        if task.family == "classic" or is_present(name, store):
+            found.append(task)
+        else:
+            absent.append(how_to_get(name))
     if absent:
-        what = "; ".join(how_to_get(task.id) for task in absent)
-        if not skip_missing or not present:
+        what = "; ".join(absent)
+        if not found:
+            raise DataError(what)
+        if not skip_missing:
             raise DataError(f"{what}; or run the rest with --skip-missing")
-        progress.say(f"left out: {what}")
-    return [load_task(task.id, store, progress=progress.say) for task in present]
+        say(f"left out: {what}")
+    return found
 
 
 def behaviour_row(task: LoadedTask, suite: Suite) -> Row:
@@ -209,7 +227,11 @@ def run_suite(
     Raises:
       OffrlError: for everything a user can cause; see the classes.
     """
-    tasks = load_tasks(suite, store, progress, skip_missing)
+    agent_labels(suite)  # an unknown agent is told before absent data
+    found = find_tasks(suite, store, progress.say, skip_missing)
+    families = [task.family for task in found]
+    check_request(suite, families, overrides or {}, max_parallel)
+    tasks = [load_task(task.id, store, progress=progress.say) for task in found]
     devices = jax.local_devices()
     split = Split(len(devices), devices[0].platform, max_parallel)
     wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
@@ -242,7 +264,8 @@ def _run_jobs(
     failed: list[str] = []
     busy: list[str] = []
     ran = 0
-    progress.begin_all("all", len(jobs))
+    if jobs:
+        progress.begin_all("all", len(jobs))
     for job in jobs:
         with try_lock(lock_path(folder, job.run_id)) as held:
             if not held:

@@ -157,5 +157,25 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
                 f"suite file {path}: protocol entry '{name}' must be of type int, "
                 f"got {value!r}"
             )
+    for name in ("tasks", "agents"):
+        for entry in table[name]:
+            if not isinstance(entry, str):
+                raise UsageError(
+                    f"suite file {path}: {entry!r} is no name of anything in '{name}'"
+                )
+    for agent, named in table.get("settings", {}).items():
+        if not _is_table_of_tables(named):
+            raise UsageError(
+                f"suite file {path}: [settings.{agent}] must hold tables, one for "
+                f"each setting to be run, such as [settings.{agent}.mine]"
+            )
     lists = {name: tuple(table.pop(name)) for name in ("tasks", "agents")}
     return Suite(protocol=Protocol(**protocol), **lists, **table)
+
+
+def _is_table_of_tables(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(inner, Mapping) for inner in value.values())
+    )

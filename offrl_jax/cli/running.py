@@ -78,62 +78,6 @@ def write(path: Path, text: str) -> None:
         ) from error
 
 
-def _check_request(
-    suite: Suite,
-    store: Store,
-    overrides: Mapping[str, str],
-    max_parallel: int | None,
-) -> None:
-    """Tells what is wrong with a request before anything is generated or written.
-
-    Raises:
-      UsageError: unknown names, settings of a wrong type, a task without environment.
-      DataError: own data that are not in the store.
-    """
-    from offrl_jax.agents.entry import resolve
-    from offrl_jax.agents.registry import get_entry, parse_label
-    from offrl_jax.benchmark.planning import agent_labels
-    from offrl_jax.catalogue import get_task
-
-    if max_parallel is not None and max_parallel < 1:
-        raise UsageError(f"--max-parallel must be at least 1, got {max_parallel}")
-    for name in (*suite.agents, *suite.tasks):
-        if not isinstance(name, str):
-            raise UsageError(f"suite '{suite.name}': {name!r} is no name of anything")
-    labels = [parse_label(label) for label in agent_labels(suite)]
-    for name, named in suite.settings.items():
-        get_entry(name)
-        if not _is_table_of_tables(named):
-            raise UsageError(
-                f"suite '{suite.name}': [settings.{name}] must hold tables, one for "
-                f"each setting to be run, such as [settings.{name}.mine]"
-            )
-    tasks = [get_task(name, store) for name in suite.tasks]
-    for base, preset in labels:
-        for values in suite.settings.get(base, {"": {}}).values():
-            for family in {task.family for task in tasks}:
-                resolve(
-                    get_entry(base),
-                    family=family,
-                    preset=preset,
-                    overrides={**values, **overrides},
-                )
-    for task in tasks:
-        if task.env_id is None:
-            raise UsageError(
-                f"task '{task.id}' has no environment to evaluate in; leave it out "
-                "(see: offrl tasks)"
-            )
-
-
-def _is_table_of_tables(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(inner, Mapping) for inner in value.values())
-    )
-
-
 def _check_folder(folder: Path) -> None:
     parent = folder
     while not parent.exists() and parent != parent.parent:
@@ -169,7 +113,6 @@ def run_and_draw(
     from offrl_jax.benchmark.runner import run_suite
 
     store = open_store(data_dir)
-    _check_request(suite, store, overrides or {}, max_parallel)
     _check_folder(folder)
     with Progress() as progress:
         outcome = run_suite(
@@ -190,6 +133,8 @@ def run_and_draw(
             file=sys.stderr,
         )
         return 130
+    for line in outcome.failed:
+        print(f"offrl: {line}", file=sys.stderr)
     board = leaderboard.build(folder)
     show(board, "table")
     for style in ("md", "csv", "json"):

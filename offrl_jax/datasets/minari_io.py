@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from offrl_jax import __version__
 from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError
 from offrl_jax.types import Spec
+from offrl_jax.version import __version__
 
 OWN_NAMESPACE = "offrl"
 """Ids `offrl/<task id>` are the Minari form of datasets that were generated here."""

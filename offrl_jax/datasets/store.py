@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from offrl_jax import __version__
 from offrl_jax.datasets import schema
 from offrl_jax.datasets.schema import Episodes
 from offrl_jax.errors import DataError
+from offrl_jax.version import __version__
 
 SPLITS = ("train", "val")
 RECORD_SCHEMA = 1
