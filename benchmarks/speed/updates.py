@@ -346,7 +346,7 @@ def tabulate(measurements: Iterable[Measurement]) -> Table:
         "GFLOP per\nupdate",
         "updates\nper s",
         "GFLOP\nper s",
-        "products,\nGFLOP per s",
+        "products\nGFLOP\nper s",
         "share",
         "range",
     ):
@@ -379,7 +379,7 @@ def main(settings: Settings) -> None:
         for measurement in measure(entries, width, seeds, settings)
     ]
     # Where the terminal is narrower, long lines read better than cut columns.
-    console = Console(width=max(110, Console().width))
+    console = Console(width=max(116, Console().width))
     console.print(tabulate(measurements))
     device = jax.local_devices()[0]
     versions = " ".join(
@@ -390,7 +390,7 @@ def main(settings: Settings) -> None:
         f"{len(jax.local_devices())} devices ({device.device_kind}, "
         f"{platform.machine()}), {os.cpu_count()} cores, load before "
         f"{load_before:.2f}, matmul precision "
-        f"{jax.config.read('jax_default_matmul_precision') or 'default'}, "
+        f"{jax.config.values['jax_default_matmul_precision'] or 'default'}, "
         f"Python {platform.python_version()}, {versions}; batch {settings.batch_size}, "
         f"O={settings.obs_dim}, A={settings.action_dim}, {settings.transitions:,} "
         f"transitions, {settings.repeats} x {settings.seconds:g} s each",
