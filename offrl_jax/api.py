@@ -132,6 +132,7 @@ def train(
       UsageError: an unknown name or a senseless value.
       DataError: the task's data is absent or damaged.
     """
+    runner.configure_jax()
     if isinstance(task, str):
         task = load_task(task, data_dir)
     suite = Suite("", "", (task.task.id,), (label,), "", seeds, updates, Protocol())
@@ -139,7 +140,7 @@ def train(
     split = Split(len(devices), devices[0].platform)
     (job,) = wanted_jobs(suite, [task], split, provenance.source_hash(), settings)
     ready = prepare(job, {task.task.id: task})
-    state = ready.population.init(ready.seeds, ready.own_hyper)
+    state = ready.population.init(ready.streams, ready.own_hyper)
     args = (ready.table, ready.task, ready.hyper)
     steps: list[int] = []
     curves: list[dict[str, np.ndarray]] = []
@@ -187,7 +188,7 @@ def evaluate(runs: Runs, *, episodes: int = 100, seed: int = 0) -> Outcome:
     (env,) = ready.envs.values()
     evaluator = Evaluator(ready.agent.act, env, episodes, ready.population.mesh)
     found = evaluator(
-        runs.state.agent, ready.hyper, ready.stats, ready.seeds, seed, ~runs.diverged
+        runs.state.agent, ready.hyper, ready.stats, ready.streams, seed, ~runs.diverged
     )
     reference, scores = runs.task.task.reference, None
     if reference is not None:
@@ -214,6 +215,7 @@ def run_benchmark(
     Raises:
       OffrlError: for everything that the user can cause or cure.
     """
+    runner.configure_jax()
     chosen = dataclasses.replace(suites.load_suite(suite), **changes)
     folder = Path(results or Path("results") / chosen.name)
     with Progress() as progress:

@@ -19,9 +19,6 @@ from offrl_jax.envs.base import HostEnv, PureEnv
 from offrl_jax.population import AXIS, make_mesh, spread_members
 from offrl_jax.types import ActFn, Array, Hyper, ObsStats, State
 
-MAX_HOST_EPISODES = 4096
-"""Episodes simulated side by side on the host (about 0.4 MB each under MuJoCo)."""
-
 
 class EpisodeResults(NamedTuple):
     """What was measured, as NumPy arrays.
@@ -139,8 +136,9 @@ class Evaluator:
     def _on_host(
         self, policy: Any, seeds: np.ndarray, healthy: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Episodes stepped outside of jit, in slices of at most `MAX_HOST_EPISODES`."""
-        width = max(1, min(self.episodes, MAX_HOST_EPISODES // len(seeds)))
+        """Episodes stepped outside of jit, in slices that the environment can hold."""
+        assert not isinstance(self.env, PureEnv)
+        width = max(1, min(self.episodes, self.env.max_batch // len(seeds)))
         parts = [
             self._host_slice(policy, seeds[:, start : start + width], healthy, width)
             for start in range(0, self.episodes, width)

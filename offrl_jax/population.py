@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from offrl_jax.sources import DataTable, DataView, Source
-from offrl_jax.types import Agent, Array, Hyper, Metrics, Phase, State
+from offrl_jax.types import Agent, Array, Hyper, Key, Metrics, Phase, State
 
 AXIS = "members"
 
@@ -96,15 +96,57 @@ def spread_members(tree: Any, mesh: Mesh) -> Any:
     """
     by_member = NamedSharding(mesh, P(AXIS))
 
-    def spread(leaf: Any) -> Array:
-        size = leaf.shape[0]
-        padded = -(-size // mesh.size) * mesh.size
-        if padded != size:
-            index = np.minimum(np.arange(padded), size - 1)
-            leaf = np.asarray(leaf)[index]
-        return jax.device_put(leaf, by_member)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(_padded(leaf, mesh), by_member), tree
+    )
 
-    return jax.tree.map(spread, tree)
+
+def _padded(leaf: Any, mesh: Mesh) -> Any:
+    """`leaf` `[M, ...]` with copies of its last entry up to a multiple of the mesh."""
+    size = leaf.shape[0]
+    padded = -(-size // mesh.size) * mesh.size
+    if padded == size:
+        return leaf
+    return np.asarray(leaf)[np.minimum(np.arange(padded), size - 1)]
+
+
+def start_keys(seed: Any) -> tuple[Key, Key, Key]:
+    """The keys of a member, of its agent's start and of its source's start.
+
+    Phases fold their index into the member's key, so the others come from the far end:
+    `split(key)[i]` and `fold_in(key, i)` can be the same key.
+    """
+    key = jax.random.key(seed)
+    agent_key, source_key = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+    return key, agent_key, source_key
+
+
+def to_host(state: PopulationState, size: int) -> Any:
+    """The state of the first `size` members as NumPy arrays, without the padding.
+
+    What a checkpoint holds: it fits any number of devices.  Keys become their data.
+    """
+
+    def fetch(leaf: Any) -> np.ndarray:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)[:size]
+
+    return jax.tree.map(fetch, state)
+
+
+def from_host(plain: Any, like: PopulationState, mesh: Mesh) -> PopulationState:
+    """Undoes `to_host`: pads and spreads over `mesh`; `like` tells what is a key."""
+
+    def restore(leaf: np.ndarray, model: Any) -> Any:
+        leaf = _padded(leaf, mesh)
+        if jnp.issubdtype(model.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                jnp.asarray(leaf), impl=jax.random.key_impl(model)
+            )
+        return leaf
+
+    return spread_members(jax.tree.map(restore, plain, like), mesh)
 
 
 def _is_finite(tree: Any) -> Array:
@@ -208,8 +250,7 @@ def make_population(
     padded = -(-size // devices) * devices
 
     def init_member(seed: Array, hyper: Hyper) -> PopulationState:
-        key = jax.random.key(seed)
-        agent_key, source_key = jax.random.split(key)
+        key, agent_key, source_key = start_keys(seed)
         state: Any = (agent.init(agent_key, hyper), source.init(source_key))
         # A state that begins as a Python number is weakly typed: the first chunk would
         # be compiled for it alone.

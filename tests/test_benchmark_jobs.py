@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -194,8 +195,69 @@ def test_kill_9_and_continued_equals_undisturbed(store, undisturbed, tmp_path):
     assert contents(tmp_path) == contents(undisturbed)
 
 
+def devices_of(monkeypatch, count: int) -> None:
+    """Makes the runner see only `count` of the two devices."""
+    devices = jax.local_devices()[:count]
+    monkeypatch.setattr(jax, "local_devices", lambda **_: devices)
+
+
+def stop_after(monkeypatch, updates: int) -> None:
+    stopped = False
+
+    def interrupt(self, done, note):
+        nonlocal stopped
+        if done >= updates and not stopped:
+            stopped = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", interrupt)
+
+
+def test_another_number_of_devices_continues_and_says_so(store, tmp_path, monkeypatch):
+    """Three members: padded to four on two devices, not at all on one."""
+    suite = dataclasses.replace(SUITE, tasks=SUITE.tasks[:1], seeds=3)
+    monkeypatch.setattr(jobs_module, "FIRST_CHUNK", 8)
+    monkeypatch.setattr(jobs_module, "CHUNK_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 60)
+        assert run(store, tmp_path, suite).stopped
+    devices_of(monkeypatch, 1)
+    assert run(store, tmp_path, suite).ran == 1
+    rows = [r for r in read_rows(tmp_path, print) if r.agent != BEHAVIOUR]
+    assert {(r.step, r.split_changed) for r in rows} == {
+        (40, False),
+        (80, True),
+        (120, True),
+    }
+
+
+def test_a_half_written_evaluation_is_completed_under_another_split(
+    store, tmp_path, monkeypatch
+):
+    """Killed between two rows, continued with other devices: what is there stays."""
+    suite = dataclasses.replace(SUITE, tasks=SUITE.tasks[:1])
+    run(store, tmp_path, suite)
+    (path,) = (p for p in tmp_path.glob("rows/td3*.jsonl"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    devices_of(monkeypatch, 1)
+    assert run(store, tmp_path, suite).ran == 1
+    after = path.read_text().splitlines(keepends=True)
+    assert after[:-1] == lines[:-1] and len(after) == len(lines)
+    assert json.loads(after[-1])["split_changed"] is True
+
+
+def test_a_begun_job_is_finished_whole_when_less_is_asked_for(store, tmp_path):
+    run(store, tmp_path)
+    (path,) = (p for p in tmp_path.glob("rows/td3*.jsonl"))
+    whole = contents(tmp_path)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    suite = dataclasses.replace(SUITE, tasks=SUITE.tasks[1:])
+    assert run(store, tmp_path, suite).ran == 1
+    assert contents(tmp_path) == whole
+
+
 def test_more_seeds_later_add_rows_and_change_none(store, undisturbed, tmp_path):
-    import dataclasses
     import shutil
 
     folder = tmp_path / "copy"
@@ -226,8 +288,6 @@ def test_a_job_that_another_process_holds_is_left_alone(store, tmp_path):
 
 
 def test_a_diverged_member_has_rows_that_say_so(store, tmp_path):
-    import dataclasses
-
     settings = {
         "td3_bc": {
             "wild": {"hidden": [8, 8], "batch_size": 16, "critic_lr": 1e30},
@@ -262,8 +322,6 @@ def test_a_failed_job_says_why_and_is_tried_again(store, tmp_path, monkeypatch):
 
 
 def test_absent_data_is_told_before_anything_is_written(store, tmp_path):
-    import dataclasses
-
     tasks = (*SUITE.tasks, "neorl2/DMSD-v1")
     suite = dataclasses.replace(SUITE, tasks=tasks)
     with pytest.raises(DataError, match=r"DMSD-train\.npz.*--skip-missing"):

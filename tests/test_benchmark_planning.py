@@ -120,8 +120,6 @@ def test_jobs_carry_what_was_resolved():
     assert td3.config["hidden"] == [64, 64]
     assert td3.members[0].hyper["critic_lr"] == 1e-3
     assert td3.updates_total == 100 and td3.phase_updates == {"train": 100}
-    odd = wanted(dataclasses.replace(SUITE, updates=101))
-    assert [job.updates_total for job in odd] == [101, 102]  # td3_bc advances two
     assert planning.config_from_plain(_config_of("td3_bc"), td3.config).hidden == (
         64,
         64,
@@ -250,6 +248,71 @@ def test_other_suites_in_the_same_folder_stay_planned():
     ids = [job.run_id for job in (*first, *jobs)]
     assert sorted(job.run_id for job in both.jobs) == sorted(ids)
     assert len(set(ids)) == 4
+
+
+def test_a_smaller_limit_cuts_a_job_that_was_begun():
+    """What a user does whose device had too little memory."""
+    plan, begun = plan_missing(wanted(), None, [], unheard)
+    said: list[str] = []
+    smaller = wanted(split=Split(2, "cpu", max_parallel=2))
+    again, jobs = plan_missing(smaller, plan, [], said.append)
+    assert [len(job.members) for job in jobs] == [2] * 6
+    assert len(said) == 2 and all("--max-parallel" in line for line in said)
+    assert not {job.run_id for job in again.jobs} & {job.run_id for job in begun}
+
+
+def test_the_rest_of_a_begun_job_is_not_forgotten():
+    plan, begun = plan_missing(wanted(), None, [], unheard)
+    fewer = dataclasses.replace(SUITE, tasks=SUITE.tasks[:1], agents=("bc",))
+    jobs = wanted(fewer, tasks=TASKS[:1], source="s2")
+    again, to_run = plan_missing(jobs, plan, [], lambda line: None)
+    assert [len(job.members) for job in to_run] == [3]
+    planned = {(job.agent, m.task, m.seed) for job in again.jobs for m in job.members}
+    assert planned == {
+        (job.agent, m.task, m.seed) for job in begun for m in job.members
+    }
+
+
+def test_equal_settings_of_other_names_are_other_runs():
+    named = dataclasses.replace(SUITE, agents=("bc",), settings={"bc": {"first": {}}})
+    plan, jobs = plan_missing(wanted(named), None, [], unheard)
+    rows = [row for job in jobs for row in finish(job)]
+    other = dataclasses.replace(named, settings={"bc": {"second": {}}})
+    assert len(plan_missing(wanted(other), plan, rows, unheard)[1]) == 1
+
+
+def test_changed_settings_name_themselves():
+    jobs = planning.wanted_jobs(
+        dataclasses.replace(SUITE, agents=("td3_bc",)),
+        TASKS,
+        SPLIT,
+        "s",
+        {"discount": "0.9", "alpha": "1"},
+    )
+    assert {m.setting for m in jobs[0].members} == {"alpha=1,discount=0.9"}
+
+
+def test_updates_that_an_agent_cannot_make_are_refused():
+    with pytest.raises(UsageError, match=r"td3_bc@quick advances 2.*choose 102"):
+        wanted(dataclasses.replace(SUITE, updates=101))
+
+
+@pytest.mark.parametrize(
+    ("members", "devices", "fewest"),
+    [(10, 8, 5), (3, 8, 3), (16, 8, 8), (1, 4, 1), (5, 2, 2), (9, 8, 5)],
+)
+def test_no_device_is_used_for_padding_alone(members, devices, fewest):
+    assert planning.fewest_devices(members, devices) == fewest
+
+
+def test_requests_are_checked_down_to_the_transforms():
+    wrong = dataclasses.replace(
+        SUITE, settings={"bc": {"x": {"reward_transform": "minus_on"}}}
+    )
+    with pytest.raises(UsageError, match="did you mean 'minus_one'"):
+        planning.check_request(wrong, ["local"], {}, None)
+    with pytest.raises(UsageError, match="seed must be at least 0"):
+        Protocol(seed=-1)
 
 
 def test_max_parallel_cuts_populations():

@@ -55,6 +55,7 @@ class HostWalk:
     spec = WALK.spec
     has_success = True
     versions: dict[str, str] = {}  # noqa: RUF012
+    max_batch = 1000
 
     def __init__(self) -> None:
         self.resets: list[int] = []
@@ -152,13 +153,13 @@ def test_host_episodes_equal_pure_ones(noise):
     np.testing.assert_array_equal(host.successes, pure.successes)
 
 
-def test_episodes_do_not_depend_on_who_is_evaluated_beside(monkeypatch):
+def test_episodes_do_not_depend_on_who_is_evaluated_beside():
     many = evaluate(WALK, [0.1, 0.4, -0.3, 0.2], noise=0.3, seeds=[3, 9, 5, 1])
     one = evaluate(WALK, [0.4], noise=0.3, seeds=[9], devices=1)
     np.testing.assert_allclose(many.returns[1], one.returns[0], rtol=1e-5)
     whole = evaluate(HostWalk(), [0.4, 0.1], noise=0.3, episodes=5)
-    monkeypatch.setattr(evaluation, "MAX_HOST_EPISODES", 4)
     env = HostWalk()
+    env.max_batch = 4
     sliced = evaluate(env, [0.4, 0.1], noise=0.3, episodes=5)
     assert env.resets == [4, 4, 2]
     np.testing.assert_allclose(sliced.returns, whole.returns, rtol=1e-5)

@@ -12,7 +12,15 @@ import pytest
 from flax import struct
 
 from offrl_jax.agents import td3_bc
-from offrl_jax.population import make_mesh, make_population, place, spread_members
+from offrl_jax.population import (
+    from_host,
+    make_mesh,
+    make_population,
+    place,
+    spread_members,
+    start_keys,
+    to_host,
+)
 from offrl_jax.sources import dataset_sampler, stack_tasks
 from offrl_jax.types import Agent, Phase, Spec, Transitions
 
@@ -223,7 +231,7 @@ def test_init_equals_the_agent_alone():
     population = make_population(agent, dataset_sampler(), 5)
     together = population.init(np.array([4, 0, 7, 1, 2]), hyper)
     for member, seed in ((0, 4), (2, 7), (4, 2)):
-        agent_key, _ = jax.random.split(jax.random.key(seed))
+        _, agent_key, _ = start_keys(seed)
         alone = jax.jit(agent.init)(agent_key, td3_bc.Hyper())
         assert_equal(alone, jax.tree.map(lambda x, m=member: x[m], together.agent))
 
@@ -253,6 +261,25 @@ def test_nothing_recompiles(caplog):
         state, _ = population.run[0](state, *args, 2)
     jax.block_until_ready(state)
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+def test_keys_of_start_and_phases_are_different():
+    key, agent_key, source_key = start_keys(7)
+    phases = [jax.random.fold_in(key, i) for i in range(4)]
+    keys = [key, agent_key, source_key, *phases]
+    assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)
+
+
+def test_a_state_on_the_host_fits_any_number_of_devices():
+    population, state, _ = start(counting_agent(), 3, devices=2)
+    plain = to_host(state, 3)
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(plain))
+    one = make_mesh(jax.local_devices()[:1])
+    moved = from_host(plain, state, one)
+    assert_equal(plain, to_host(moved, 3))
+    assert jax.tree.leaves(moved.agent)[0].sharding.mesh.size == 1
+    back = from_host(to_host(moved, 3), state, population.mesh)
+    assert_equal(state, back)
 
 
 def test_padding_repeats_the_last_member():

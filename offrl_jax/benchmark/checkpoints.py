@@ -112,14 +112,17 @@ class Checkpoints:
         """The newest undamaged checkpoint as `(state, meta)`, or None if there is none.
 
         Args:
-          template: a state of the same structure, shapes and shardings; not modified.
+          template: a state of the same structure and shapes (NumPy arrays come back as
+            such, JAX arrays with the sharding of the template); not modified.
         """
         import orbax.checkpoint as ocp
 
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            template,
-        )
+        def abstract_of(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.Array):
+                return leaf
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+        abstract = jax.tree.map(abstract_of, template)
         for serial in reversed(self.generations()):
             generation = self.folder / str(serial)
             damage = self._damage(generation)

@@ -18,11 +18,13 @@ from offrl_jax.benchmark.progress import Progress
 from offrl_jax.catalogue import LoadedTask, normalised_score
 from offrl_jax.envs.base import PureEnv
 from offrl_jax.evaluation import EpisodeResults, Evaluator
-from offrl_jax.population import PopulationState
+from offrl_jax.population import PopulationState, from_host, to_host
 from offrl_jax.results import Job, Row, RowFile, checkpoint_path, row_path
 
 CHECKPOINT_SECONDS = 25.0
 """Longest training time between two checkpoints: a kill loses less than 30 s."""
+UNSAVED_SECONDS = 5.0
+"""Training time that an evaluation, which may be long, may put at risk."""
 CHUNK_SECONDS = 1.0
 """Aimed duration of one compiled call: a bar moves, a signal is heard."""
 FIRST_CHUNK = 64
@@ -72,7 +74,11 @@ def run_job(
     """
     with RowFile(row_path(folder, job.run_id), progress.say) as rows:
         try:
-            _Run(job, tasks, folder, rows, progress, stop).run()
+            run = _Run(job, tasks, folder, rows, progress, stop)
+            try:
+                run.run()
+            finally:
+                run.close()
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0][:160]
             _write_failure(job, rows, reason)
@@ -100,8 +106,6 @@ class _Run:
             checkpoint_path(folder, job.run_id), say=progress.say
         )
         self.ready = prepare(job, tasks)
-        # A policy is of no use without the statistics that its observations had.
-        self.extra = {"obs_stats": jax.tree.map(jax.numpy.asarray, self.ready.stats)}
         self.clock = _Clock()
         self.saved_at = time.monotonic()
         self.all_updates = sum(job.phase_updates.values())
@@ -110,7 +114,7 @@ class _Run:
 
     def run(self) -> None:
         job, agent = self.job, self.ready.agent
-        state = self.ready.population.init(self.ready.seeds, self.ready.own_hyper)
+        state = self.ready.population.init(self.ready.streams, self.ready.own_hyper)
         phase, state = self._resume(state)
         label = f"{job.agent} on {_subject(job)}, {len(job.members)} runs"
         self.progress.begin(label, self.all_updates, self._done(phase, state))
@@ -125,19 +129,25 @@ class _Run:
             f"{self.clock.compile:.0f} s of compilation, {speed:,.0f} updates/s"
         )
 
+    def close(self) -> None:
+        """Frees simulators and their threads."""
+        for env in self.ready.envs.values():
+            if not isinstance(env, PureEnv):
+                env.close()
+
     def _resume(self, state: PopulationState) -> tuple[int, PopulationState]:
         """The phase and state to continue with."""
-        found = self.checkpoints.restore({"population": state, **self.extra})
+        found = self.checkpoints.restore(self._saved(state))
         if found is None:
             return 0, state
         saved, meta = found
-        state = saved["population"]
+        state = from_host(saved["population"], state, self.ready.population.mesh)
         self.clock = _Clock(**meta["clock"])
-        if meta["split"] != self._split():
+        if (meta["split"], meta["versions"]) != (self._split(), _compilers()):
             self.clock.split_changed = True
             self.progress.say(
-                f"{self.job.run_id}: continues on {self._split()}, was begun on "
-                f"{meta['split']}; its rows will say split_changed"
+                f"{self.job.run_id}: continues on {self._split()} {_compilers()}, was "
+                f"on {meta['split']} {meta['versions']}; rows will say split_changed"
             )
         return meta["phase"], state
 
@@ -148,13 +158,19 @@ class _Run:
             "platform": jax.local_devices()[0].platform,
         }
 
+    def _saved(self, state: PopulationState) -> dict[str, Any]:
+        """A checkpoint: a policy is of no use without the statistics of its input."""
+        plain = to_host(state, len(self.job.members))
+        return {"population": plain, "obs_stats": self.ready.stats}
+
     def _save(self, phase: int, state: PopulationState, keep: int = 2) -> None:
         meta = {
             "phase": phase,
             "clock": dataclasses.asdict(self.clock),
             "split": self._split(),
+            "versions": _compilers(),
         }
-        self.checkpoints.save({"population": state, **self.extra}, meta, keep)
+        self.checkpoints.save(self._saved(state), meta, keep)
         self.saved_at = time.monotonic()
 
     def _done(self, phase: int, state: PopulationState) -> int:
@@ -191,7 +207,8 @@ class _Run:
             self.clock.train += seconds
             step += calls * phase.stride
             speed = calls * phase.stride / seconds
-            chunk = int(np.clip(speed * CHUNK_SECONDS, chunk // 4, chunk * 4))
+            aim = int(np.clip(speed * CHUNK_SECONDS, chunk // 4, chunk * 4))
+            chunk = max(phase.stride, aim)
             self.note = f"{speed * len(job.members):,.0f} updates/s"
             self.progress.update(self._done(index, state), self.note)
             if last_phase and step in stops:
@@ -215,6 +232,8 @@ class _Run:
         self.progress.update(
             self._done(len(ready.agent.phases) - 1, state), "evaluating"
         )
+        if time.monotonic() - self.saved_at > UNSAVED_SECONDS:
+            self._save(len(ready.agent.phases) - 1, state)
         last = step == job.updates_total
         episodes = job.protocol["episodes" if last else "curve_episodes"]
         diverged = np.asarray(state.diverged_at)[: len(job.members)] >= 0
@@ -235,7 +254,7 @@ class _Run:
                 agent_state,
                 hyper,
                 stats,
-                ready.seeds[members],
+                ready.streams[members],
                 job.protocol["seed"],
                 ~diverged[members],
             )
@@ -245,8 +264,10 @@ class _Run:
                         lambda x, row=row: x[row], found
                     )
         seconds = time.monotonic() - started
-        for index in range(len(job.members)):
-            self.rows.append(self._row(index, step, results.get(index), seconds))
+        for index, key in enumerate(keys):
+            # Rows that a killed process wrote stay: they may come from another split.
+            if key not in self.rows.row_ids.keys() - self.rows.failed:
+                self.rows.append(self._row(index, step, results.get(index), seconds))
 
     def _evaluator(self, env_id: str, episodes: int) -> Evaluator:
         """Made once per environment and number of episodes, so it compiles once."""
@@ -347,6 +368,11 @@ def _write_failure(job: Job, rows: RowFile, reason: str) -> None:
                 population=dict(job.split),
             )
         )
+
+
+def _compilers() -> dict[str, str]:
+    """Versions that bits depend on."""
+    return {name: provenance.versions()[name] for name in ("jax", "jaxlib")}
 
 
 def _subject(job: Job) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
 from offrl_jax.benchmark.suites import ALL_AGENTS, Suite
 from offrl_jax.catalogue import LoadedTask
+from offrl_jax.datasets import transforms
 from offrl_jax.errors import UsageError
 from offrl_jax.results import SCHEMA, Job, Member, Plan, Row
 from offrl_jax.results.rows import strict_json
@@ -80,12 +82,13 @@ def check_request(
         base, preset = parse_label(label)
         for values in suite.settings.get(base, {DEFAULT_SETTING: {}}).values():
             for family in sorted(set(families)):
-                resolve(
+                config, _ = resolve(
                     get_entry(base),
                     family=family,
                     preset=preset,
                     overrides={**values, **overrides},
                 )
+                transforms.check_names(config.obs_transform, config.reward_transform)
 
 
 def evaluation_steps(updates: int, evaluations: int, stride: int) -> tuple[int, ...]:
@@ -101,6 +104,7 @@ def evaluation_steps(updates: int, evaluations: int, stride: int) -> tuple[int, 
 def identity(
     *,
     agent: str,
+    setting: str,
     config: Mapping[str, Any],
     hyper: Mapping[str, Any],
     task: str,
@@ -114,6 +118,7 @@ def identity(
     return strict_json(
         [
             agent,
+            setting,
             config,
             hyper,
             task,
@@ -130,6 +135,7 @@ def row_identity(row: Row) -> str:
     """`identity` of the run that a row belongs to."""
     return identity(
         agent=row.agent,
+        setting=row.setting,
         config=row.config,
         hyper=row.hyper,
         task=row.task,
@@ -145,6 +151,7 @@ def member_identity(job: Job, member: Member) -> str:
     """`identity` of a planned member."""
     return identity(
         agent=job.agent,
+        setting=member.setting,
         config=job.config,
         hyper=member.hyper,
         task=member.task,
@@ -194,14 +201,24 @@ def wanted_jobs(
                     for field in dataclasses.fields(hyper)
                 }
                 groups.setdefault((config, task.spec), []).extend(
-                    Member(task.task.id, task.task.family, setting, seed, numbers)
+                    Member(
+                        task.task.id,
+                        task.task.family,
+                        _setting_name(setting, overrides or {}),
+                        seed,
+                        numbers,
+                    )
                     for seed in range(suite.seeds)
                 )
         for (config, spec), members in groups.items():
             agent = entry.make(config, spec)
             *pretraining, policy = agent.phases
-            stride = policy.stride
-            updates = -(-suite.updates // stride) * stride
+            stride, updates = policy.stride, suite.updates
+            if updates % stride:
+                raise UsageError(
+                    f"{label} advances {stride} updates at a time, so {updates} "
+                    f"updates are not possible; choose {-(-updates // stride) * stride}"
+                )
             phase_updates = {
                 phase.name: _pretraining_updates(updates, phase.stride)
                 for phase in pretraining
@@ -222,7 +239,8 @@ def wanted_jobs(
                             updates, suite.protocol.evaluations, stride
                         ),
                         protocol=dataclasses.asdict(suite.protocol),
-                        split=dataclasses.asdict(split),
+                        split=dataclasses.asdict(split)
+                        | {"devices": fewest_devices(len(members), split.devices)},
                         source_hash=source_hash,
                         datasets={
                             task.task.id: {
@@ -236,6 +254,23 @@ def wanted_jobs(
                 )
             )
     return jobs
+
+
+def _setting_name(setting: str, overrides: Mapping[str, Any]) -> str:
+    """The name of a setting that was changed, by `--set` for instance."""
+    changes = ",".join(f"{name}={value}" for name, value in sorted(overrides.items()))
+    if not changes:
+        return setting
+    return changes if setting == DEFAULT_SETTING else f"{setting},{changes}"
+
+
+def fewest_devices(members: int, devices: int) -> int:
+    """The fewest devices on which no device has more members than on `devices`.
+
+    Ten members on eight devices are two each on five: three less to pad and to fill
+    with data.
+    """
+    return -(-members // -(-members // devices))
 
 
 def _pretraining_updates(updates: int, stride: int) -> int:
@@ -308,7 +343,12 @@ def plan_missing(
             earlier = begun.get(name)
             if name in covered:
                 continue
-            if earlier is not None and earlier.source_hash == job.source_hash:
+            limit = job.split["max_parallel"] or math.inf
+            if (
+                earlier is not None
+                and earlier.source_hash == job.source_hash
+                and len(earlier.members) <= limit
+            ):
                 if earlier not in to_run:
                     to_run.append(earlier)
             elif name in owners:
@@ -317,10 +357,12 @@ def plan_missing(
                 missing.append(member)
                 if earlier is not None and earlier.run_id not in told:
                     told.add(earlier.run_id)
-                    say(
-                        f"{earlier.run_id}: the package's sources changed since it was "
-                        "begun, so its unfinished runs start anew"
+                    why = (
+                        "has more members than --max-parallel allows"
+                        if earlier.source_hash == job.source_hash
+                        else "was begun before the package's sources changed"
                     )
+                    say(f"{earlier.run_id} {why}; its unfinished runs start anew")
         kept += [
             dataclasses.replace(job, run_id=run_id, members=tuple(members))
             for run_id, members in adopted.items()
@@ -330,9 +372,12 @@ def plan_missing(
 
     # What other suites began in the same folder stays in the plan, for them to finish.
     asked = {member_identity(job, member) for job in wanted for member in job.members}
-    others = {job.run_id: job for name, job in begun.items() if name not in asked}
-    planned = {job.run_id for job in (*kept, *to_run)}
-    waiting = [job for run_id, job in others.items() if run_id not in planned | told]
+    planned = {job.run_id for job in to_run}
+    waiting = []
+    for job in {job.run_id: job for job in begun.values()}.values():
+        rest = [m for m in job.members if member_identity(job, m) not in asked]
+        if rest and job.run_id not in planned:
+            waiting.append(dataclasses.replace(job, members=tuple(rest)))
     return Plan(schema=SCHEMA, jobs=(*kept, *waiting, *to_run)), to_run
 
 
@@ -340,13 +385,18 @@ def _chunks(job: Job) -> list[Job]:
     """The job in populations of at most `max_parallel` members."""
     limit = job.split["max_parallel"] or len(job.members)
     parts = []
+    available = job.split["devices"]
     for start in range(0, len(job.members), limit):
         members = job.members[start : start + limit]
         used = {member.task for member in members}
         datasets = {task: job.datasets[task] for task in job.datasets if task in used}
-        parts.append(
-            _named(
-                dataclasses.replace(job, run_id="", members=members, datasets=datasets)
-            )
+        devices = fewest_devices(len(members), available)
+        part = dataclasses.replace(
+            job,
+            run_id="",
+            members=members,
+            datasets=datasets,
+            split={**job.split, "devices": devices},
         )
+        parts.append(_named(part))
     return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ class Prepared(NamedTuple):
       hyper: leaves `[M padded]`, on the devices.
       own_hyper: leaves `[M]`, on the host.
       stats: leaves `[M, O]`.
-      seeds: `[M]`.
+      streams: `[M]`, uint32, what members and their episodes draw from: made of task
+        and seed, so that equal seeds on two tasks are independent runs.
       envs: the environments, by id.
       evaluated_by: per environment id, the members (indices into `[M]`) it evaluates;
         members of a task without an environment are trained only.
@@ -63,9 +65,15 @@ class Prepared(NamedTuple):
     hyper: Hyper
     own_hyper: Hyper
     stats: ObsStats
-    seeds: np.ndarray
+    streams: np.ndarray
     envs: dict[str, PureEnv | HostEnv]
     evaluated_by: dict[str, np.ndarray]
+
+
+def stream(task_id: str, seed: int) -> int:
+    """The 32 bits that all randomness of a run comes from, whatever the agent is."""
+    sequence = np.random.SeedSequence([zlib.crc32(task_id.encode()), seed])
+    return int(sequence.generate_state(1)[0])
 
 
 def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
@@ -110,7 +118,7 @@ def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
         placed_hyper,
         hyper,
         stats,
-        np.array([member.seed for member in job.members]),
+        np.array([stream(member.task, member.seed) for member in job.members]),
         {env_id: envs.make(env_id) for env_id in by_env},
         {env_id: np.array(members) for env_id, members in by_env.items()},
     )

@@ -26,6 +26,9 @@ _TRAINING_SOURCES = (
     "envs",
     "fisher",
     "datasets",
+    "catalogue.py",
+    "benchmark/preparation.py",
+    "benchmark/jobs.py",
 )
 
 
@@ -83,9 +86,10 @@ def device() -> str:
 
 def flags() -> dict[str, str]:
     """Settings that change numbers: precision, determinism, platform."""
+    platform_name = jax.local_devices()[0].platform
     return {
-        "platform": jax.local_devices()[0].platform,
+        "platform": platform_name,
         "matmul_precision": jax.config.values["jax_default_matmul_precision"]
-        or "default",
+        or ("float32" if platform_name == "cpu" else "default"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

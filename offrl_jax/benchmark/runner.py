@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,6 +94,12 @@ def configure_jax() -> None:
             jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    if (
+        jax.default_backend() != "cpu"
+        and not jax.config.values["jax_default_matmul_precision"]
+    ):
+        # Left alone, recent NVIDIA GPUs multiply in TF32 and TPUs in bfloat16.
+        jax.config.update("jax_default_matmul_precision", "float32")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -134,6 +141,19 @@ def find_tasks(
             raise DataError(f"{what}; or run the rest with --skip-missing")
         say(f"left out: {what}")
     return found
+
+
+def _load(task_id: str, store: Store, progress: Progress) -> LoadedTask:
+    """A task whose stored arrays are what their checksums say.
+
+    Raises:
+      DataError: they are not.
+    """
+    task = load_task(task_id, store, progress=progress.say)
+    problem = store.check(task_id, "train").problem
+    if problem is not None:
+        raise DataError(f"{task_id}: {problem}")
+    return task
 
 
 def behaviour_row(task: LoadedTask, suite: Suite) -> Row:
@@ -183,6 +203,9 @@ def behaviour_row(task: LoadedTask, suite: Suite) -> Row:
 def _stop_on_interrupt(progress: Progress) -> Iterator[Callable[[], bool]]:
     """Ctrl-C asks to stop after the current chunk; a second one stops at once."""
     asked = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread hears signals
+        return
 
     def handle(number: int, frame: object) -> None:
         nonlocal asked
@@ -231,7 +254,7 @@ def run_suite(
     found = find_tasks(suite, store, progress.say, skip_missing)
     families = [task.family for task in found]
     check_request(suite, families, overrides or {}, max_parallel)
-    tasks = [load_task(task.id, store, progress=progress.say) for task in found]
+    tasks = [_load(task.id, store, progress) for task in found]
     devices = jax.local_devices()
     split = Split(len(devices), devices[0].platform, max_parallel)
     wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
@@ -244,23 +267,26 @@ def run_suite(
             with RowFile(row_path(folder, row.run_id), progress.say) as file:
                 if row.key not in file.row_ids:
                     file.append(row)
+    by_id = {task.task.id: task for task in tasks}
+    for name in {task for job in jobs for task in job.datasets} - set(by_id):
+        # A job that was begun is finished whole, tasks that are not asked for included.
+        by_id[name] = _load(name, store, progress)
     asked = sum(len(job.members) for job in wanted)
     open_runs = sum(len(job.members) for job in jobs)
     with _stop_on_interrupt(progress) as stop:
         return _run_jobs(
-            jobs, tasks, folder, progress, stop, already=max(0, asked - open_runs)
+            jobs, by_id, folder, progress, stop, already=max(0, asked - open_runs)
         )
 
 
 def _run_jobs(
     jobs: Sequence[Job],
-    tasks: Sequence[LoadedTask],
+    by_id: Mapping[str, LoadedTask],
     folder: Path,
     progress: Progress,
     stop: Callable[[], bool],
     already: int,
 ) -> Outcome:
-    by_id = {task.task.id: task for task in tasks}
     failed: list[str] = []
     busy: list[str] = []
     ran = 0

@@ -36,6 +36,10 @@ class Protocol:
     version: int = 1
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(
+                f"protocol setting seed must be at least 0, got {self.seed}"
+            )
         for name in ("episodes", "evaluations", "curve_episodes"):
             if getattr(self, name) < 1:
                 raise UsageError(

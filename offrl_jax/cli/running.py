@@ -108,6 +108,8 @@ def run_and_draw(
       OffrlError: for everything a user can cause, before anything is generated or
         written where that can be told.
     """
+    import jax
+
     from offrl_jax import leaderboard
     from offrl_jax.benchmark.progress import Progress
     from offrl_jax.benchmark.runner import run_suite
@@ -135,7 +137,9 @@ def run_and_draw(
         return 130
     for line in outcome.failed:
         print(f"offrl: {line}", file=sys.stderr)
-    board = leaderboard.build(folder)
+    # On the CPU, as `offrl leaderboard` does: the same rows, the same digits.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        board = leaderboard.build(folder)
     show(board, "table")
     for style in ("md", "csv", "json"):
         write(folder / f"leaderboard.{style}", leaderboard.draw(board, style))

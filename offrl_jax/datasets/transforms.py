@@ -12,6 +12,18 @@ OBS_TRANSFORMS = ("none", "standardise")
 REWARD_TRANSFORMS = ("none", "minus_one", "return_range")
 
 
+def check_names(obs_transform: str, reward_transform: str) -> None:
+    """Checks the names that an agent's structure gives.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    if obs_transform not in OBS_TRANSFORMS:
+        raise unknown_name("observation transform", obs_transform, OBS_TRANSFORMS)
+    if reward_transform not in REWARD_TRANSFORMS:
+        raise unknown_name("reward transform", reward_transform, REWARD_TRANSFORMS)
+
+
 def obs_stats(name: str, obs: np.ndarray) -> ObsStats:
     """Statistics that standardise observations, `(obs - mean) / std`.
 

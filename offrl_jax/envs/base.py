@@ -60,6 +60,8 @@ class HostEnv(Protocol):
     has_success: bool
     versions: Mapping[str, str]
     """Versions of the simulators behind it, recorded in every row."""
+    max_batch: int
+    """Most episodes to simulate side by side, for the memory that they take."""
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         """Starts `n = len(seeds)` fresh episodes; returns their observations `[n, O]`.

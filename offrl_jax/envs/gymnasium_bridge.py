@@ -106,6 +106,7 @@ class GymnasiumEnv:
             _, info = probe.reset(seed=0)
             *_, step_info = probe.step(self._middle.astype(low.dtype))
             self.has_success = any(k in {**info, **step_info} for k in _SUCCESS_KEYS)
+            self.max_batch = 128  # each is a whole environment, with its own simulator
             self.versions: Mapping[str, str] = _versions(probe)
         except BaseException:
             probe.close()

@@ -92,6 +92,7 @@ class MujocoEnv:
         self.name = env_id
         self.body = BODIES[env_id]
         self.spec = self.body.spec
+        self.max_batch = 4096  # some 0.4 MB each
         self.versions: Mapping[str, str] = {
             "gymnasium": gymnasium.__version__,
             "mujoco": mujoco.__version__,
