@@ -47,7 +47,7 @@ def settings_of(name: str) -> tuple[list[str], object]:
     return names, jax.tree.map(lambda *x: jnp.stack(x), *lanes)
 
 
-def many(name: str, states=None, first: int = 0):
+def many(name: str, states=None, first: int = 0, calls: int = CALLS):
     """All lanes of `settings_of` from the same start, with the same key."""
     it = lab(name)
     names, hypers = settings_of(name)
@@ -57,7 +57,7 @@ def many(name: str, states=None, first: int = 0):
         states = jax.tree.map(lambda x: jnp.stack([x] * size), state)
     keys = jnp.stack([jax.random.key(1)] * size)
     data = toy_mdps.random_data()
-    return it.train_many(states, keys, data, hypers, first, first + CALLS)
+    return it.train_many(states, keys, data, hypers, first, first + calls)
 
 
 @pytest.fixture(params=sorted(REGISTRY))
@@ -127,12 +127,10 @@ def test_init_of_many_equals_init_alone(name):
 
 
 def test_lane_follows_the_same_run_alone(name, state):
-    """Compared in Adam's first moments: parameters move by sign in the first steps."""
+    """Gradients of one call, read off Adam's first moments, to rtol 1e-4."""
     it = lab(name)
-    alone = it.train(
-        state, jax.random.key(1), toy_mdps.random_data(), it.hyper, 0, CALLS
-    )
-    together = lane(many(name), 0)
+    alone = it.train(state, jax.random.key(1), toy_mdps.random_data(), it.hyper, 0, 1)
+    together = lane(many(name, calls=1), 0)
     moments = [
         (getattr(alone, field.name).mu, getattr(together, field.name).mu)
         for field in dataclasses.fields(alone)
@@ -141,7 +139,8 @@ def test_lane_follows_the_same_run_alone(name, state):
     assert moments
     for x, y in zip(*map(jax.tree.leaves, zip(*moments, strict=True)), strict=True):
         scale = float(jnp.max(jnp.abs(x)))
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3 * scale + 1e-9)
+        # Entries that are sums of cancelling terms have no relative precision.
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * scale + 1e-12)
 
 
 def test_pieces_equal_the_whole_bit_for_bit(name, state):

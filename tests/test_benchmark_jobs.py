@@ -257,6 +257,43 @@ def test_a_begun_job_is_finished_whole_when_less_is_asked_for(store, tmp_path):
     assert contents(tmp_path) == whole
 
 
+def test_an_agent_of_two_phases_is_stopped_in_both_and_continued(
+    store, tmp_path, monkeypatch
+):
+    """Strides of 3 and 2; interrupted in the first phase and in the second."""
+    from offrl_jax.agents import bc, registry
+    from offrl_jax.types import Agent, Phase
+
+    def make(config, spec):
+        made = bc.make_bc(config, spec)
+        update = made.phases[0].update
+        phases = (Phase("density", update, 3), Phase("policy", update, 2))
+        return Agent(made.init, made.act, phases, made.batch_size)
+
+    entry = dataclasses.replace(bc.ENTRY, name="two", make=make)
+    monkeypatch.setitem(registry.REGISTRY, "two", entry)
+    monkeypatch.setattr(jobs_module, "FIRST_CHUNK", 6)
+    monkeypatch.setattr(jobs_module, "CHUNK_SECONDS", 0.0)
+    suite = dataclasses.replace(
+        SUITE,
+        tasks=SUITE.tasks[:1],
+        agents=("two",),
+        settings={"two": {"default": {"hidden": [8, 8], "batch_size": 12}}},
+        pretraining_updates=30,
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(store, whole, suite)
+    for updates in (15, 90):
+        with monkeypatch.context() as patch:
+            stop_after(patch, updates)
+            assert run(store, cut, suite).stopped
+    run(store, cut, suite)
+    assert contents(cut) == contents(whole)
+    rows = [r for r in read_rows(cut, print) if r.agent != BEHAVIOUR]
+    assert {r.step for r in rows} == {40, 80, 120}
+    assert rows[0].phase_updates == {"density": 30, "policy": 120}
+
+
 def test_more_seeds_later_add_rows_and_change_none(store, undisturbed, tmp_path):
     import shutil
 

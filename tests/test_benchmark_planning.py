@@ -151,9 +151,14 @@ def test_settings_are_members_and_structure_splits_jobs():
 
 
 def test_a_job_that_pretrains_gets_a_tenth_unless_set():
-    assert planning._pretraining_updates(1000, 1) == 100
-    assert planning._pretraining_updates(1000, 3) == 99
-    assert planning._pretraining_updates(3, 1) == 1
+    def updates(total: int, stride: int, given: int = 0) -> int:
+        suite = dataclasses.replace(SUITE, updates=total, pretraining_updates=given)
+        return planning._pretraining_updates(suite, stride)
+
+    assert updates(1000, 1) == 100
+    assert updates(1000, 3) == 99
+    assert updates(3, 1) == 1
+    assert updates(1000, 1, given=7) == 7
 
 
 def test_run_ids_name_their_content():

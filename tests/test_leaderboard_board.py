@@ -117,7 +117,7 @@ def fill(folder: Path, rows: Iterable[Row], jobs: Sequence[results.Job] = ()) ->
         with results.RowFile(path, lambda message: pytest.fail(message)) as file:
             file.append(row)
     if jobs:
-        results.write_plan(folder, results.merge(None, jobs))
+        results.write_plan(folder, results.Plan(results.SCHEMA, tuple(jobs)))
     folder.mkdir(exist_ok=True)
     return folder
 

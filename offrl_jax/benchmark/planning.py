@@ -220,7 +220,7 @@ def wanted_jobs(
                     f"updates are not possible; choose {-(-updates // stride) * stride}"
                 )
             phase_updates = {
-                phase.name: _pretraining_updates(updates, phase.stride)
+                phase.name: _pretraining_updates(suite, phase.stride)
                 for phase in pretraining
             }
             phase_updates[policy.name] = updates
@@ -273,8 +273,10 @@ def fewest_devices(members: int, devices: int) -> int:
     return -(-members // -(-members // devices))
 
 
-def _pretraining_updates(updates: int, stride: int) -> int:
-    return max(1, round(updates * PRETRAINING_SHARE / stride)) * stride
+def _pretraining_updates(suite: Suite, stride: int) -> int:
+    """As set, else a tenth of the policy's; a multiple of `stride`, at least one."""
+    updates = suite.pretraining_updates or suite.updates * PRETRAINING_SHARE
+    return max(1, round(updates / stride)) * stride
 
 
 def _plain_config(config: Any) -> dict[str, Any]:

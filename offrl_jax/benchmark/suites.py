@@ -61,6 +61,8 @@ class Suite:
       seeds: runs per agent, task and setting: seeds 0 .. seeds-1.
       updates: of the policy phase.
       protocol: evaluation.
+      pretraining_updates: of the phases before the policy phase, for agents that have
+        such; 0 means a tenth of `updates`.
       settings: per agent name, named settings: `{agent: {setting: {name: value}}}`.
         An agent without an entry runs its default setting.
     """
@@ -76,6 +78,7 @@ class Suite:
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(
         default_factory=dict
     )
+    pretraining_updates: int = 0
 
     def __post_init__(self) -> None:
         for name in ("seeds", "updates"):
@@ -83,6 +86,11 @@ class Suite:
                 raise UsageError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
+        if self.pretraining_updates < 0:
+            raise UsageError(
+                "pretraining_updates must be at least 0, got "
+                f"{self.pretraining_updates}"
+            )
         if not self.tasks:
             raise UsageError(f"suite '{self.name}' has no tasks")
         if not self.agents:
@@ -130,6 +138,7 @@ _KINDS = {
     "protocol": dict,
     "seeds": int,
     "updates": int,
+    "pretraining_updates": int,
     "name": str,
     "description": str,
     "preset": str,
@@ -148,7 +157,7 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
                 f"suite file {path}: '{name}' must be of type {kind.__name__}, "
                 f"got {value!r}"
             )
-    missing = fields - set(table) - {"settings", "protocol"}
+    missing = fields - set(table) - {"settings", "protocol", "pretraining_updates"}
     if missing:
         raise UsageError(f"suite file {path}: '{sorted(missing)[0]}' is missing")
     protocol = table.pop("protocol", {})

@@ -119,6 +119,8 @@ class Run:
     """Runs per task: seeds 0 .. N-1."""
     updates: Annotated[int, arg(metavar="N")] = 100_000
     """Updates of the policy phase."""
+    pretraining_updates: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0
+    """Updates of the phases before it. Default: a tenth of --updates."""
     set: _Settings = ()
     """One setting (see: offrl agents NAME); repeatable."""
     episodes: Annotated[int, arg(metavar="N")] = 100
@@ -144,6 +146,7 @@ class Run:
             seeds=self.seeds,
             updates=self.updates,
             protocol=Protocol(self.episodes, self.evaluations),
+            pretraining_updates=self.pretraining_updates,
         )
         return run_and_draw(
             suite,

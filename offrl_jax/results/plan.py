@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from offrl_jax.errors import ResultsError
 from offrl_jax.results.files import sync_folder
 from offrl_jax.results.folder import plan_path
-from offrl_jax.results.rows import SCHEMA, RowKey
+from offrl_jax.results.rows import SCHEMA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,39 +76,6 @@ class Plan:
 
     schema: int
     jobs: tuple[Job, ...]
-
-
-def merge(plan: Plan | None, new_jobs: Iterable[Job]) -> Plan:
-    """The plan with `new_jobs` added; a job that is there already is kept.
-
-    Raises:
-      ResultsError: a job of the same `run_id` has another content.
-    """
-    jobs = {job.run_id: job for job in plan.jobs} if plan else {}
-    for job in new_jobs:
-        known = jobs.setdefault(job.run_id, job)
-        if _plain(known) != _plain(job):
-            changed = [
-                field.name
-                for field in dataclasses.fields(Job)
-                if _plain(getattr(known, field.name))
-                != _plain(getattr(job, field.name))
-            ]
-            raise ResultsError(
-                f"run {job.run_id} is planned already with another "
-                f"{', '.join(changed)}; use another results folder"
-            )
-    return Plan(SCHEMA, tuple(jobs.values()))
-
-
-def expected_keys(plan: Plan) -> set[RowKey]:
-    """Keys of all rows that the plan asks for, learning curves included."""
-    return {
-        RowKey(job.run_id, member.task, member.setting, member.seed, step)
-        for job in plan.jobs
-        for member in job.members
-        for step in job.eval_steps
-    }
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
