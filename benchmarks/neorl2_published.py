@@ -73,6 +73,16 @@ def spread(values: list[float]) -> str:
     )
 
 
+def place(ours: list[float], theirs: list[float]) -> str:
+    """Where the mean of our seeds lies in the range of the published ones."""
+    mean = statistics.fmean(ours)
+    if not theirs:
+        return "-"
+    if mean > max(theirs):
+        return f"{mean - max(theirs):.1f} above"
+    return "inside" if mean >= min(theirs) else f"{min(theirs) - mean:.1f} below"
+
+
 def main(options: Compare) -> None:
     """Prints one line per agent and setting."""
     rows = read_rows(options.results, print)
@@ -84,20 +94,10 @@ def main(options: Compare) -> None:
     )
     for key, ours in sorted(final_returns(rows, options.task).items()):
         agent, updates, setting = key
-        theirs = published[PUBLISHED[agent], setting_key(setting)]
-        mean = statistics.fmean(ours)
-        place = (
-            "inside"
-            if min(theirs) <= mean <= max(theirs)
-            else (
-                f"{mean - max(theirs):+.1f} above"
-                if mean > max(theirs)
-                else f"{min(theirs) - mean:.1f} below"
-            )
-        )
+        theirs = published.get((PUBLISHED[agent], setting_key(setting)), [])
         print(
-            f"| {agent} | {setting} | {updates:,} | {spread(ours)} | {spread(theirs)} "
-            f"| {place} |"
+            f"| {agent} | {setting} | {updates:,} | {spread(ours)} "
+            f"| {spread(theirs) if theirs else 'none'} | {place(ours, theirs)} |"
         )
 
 
