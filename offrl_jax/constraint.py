@@ -45,20 +45,24 @@ def closed_form(
 
     Args:
       q: `[K]`, action values.
-      log_beta: `[K]`, log probabilities of the behaviour; -inf outside its support.
+      log_beta: `[K]`, log probabilities of the behaviour; -inf outside its support,
+        which is not empty.  A NaN makes everything NaN.
       alpha: `[]`, temperature.
       kappa: `[]`, interpolation parameter; 0 keeps the support of beta.
 
     Returns:
-      `[K]`, log probabilities of `pi*`, and `[]`, `alpha * log Z`.
+      `[K]`, log probabilities of `pi*`, -inf outside the support whatever kappa and q
+      are there, and `[]`, `alpha * log Z`.
     """
     chex.assert_rank((q, log_beta, alpha, kappa), (1, 1, 0, 0))
-    supported = log_beta > -jnp.inf
+    supported = ~jnp.isneginf(log_beta)
+    # Relative to the mode, so that a large kappa costs no digits of the probabilities.
+    mode = jnp.max(log_beta)
     # Not kappa * -inf, which is NaN at kappa = 0.
-    tempered = kappa * jnp.where(supported, log_beta, 0.0)
-    unnormalised = jnp.where(supported, tempered + q / alpha, -jnp.inf)
-    log_z = jax.nn.logsumexp(unnormalised)
-    return unnormalised - log_z, alpha * log_z
+    tempered = kappa * jnp.where(supported, log_beta - mode, 0.0)
+    relative = jnp.where(supported, tempered + q / alpha, -jnp.inf)
+    log_z = jax.nn.logsumexp(relative) + kappa * mode
+    return jax.nn.log_softmax(relative), alpha * log_z
 
 
 def log_weight(
@@ -89,7 +93,7 @@ def self_normalised(log_weights: Array, largest: Numeric) -> tuple[Array, Array]
     beta.  The cut follows, so that the mean of the cut weights is at most one.
 
     Args:
-      log_weights: `[B]`.
+      log_weights: `[B]`, of any common offset; not all -inf.
       largest: `[]`, bound of a weight in units of the batch's mean weight.
 
     Returns:
@@ -98,15 +102,16 @@ def self_normalised(log_weights: Array, largest: Numeric) -> tuple[Array, Array]
     chex.assert_rank((log_weights, largest), (1, 0))
     size = log_weights.shape[0]
     weights = size * jax.nn.softmax(jax.lax.stop_gradient(log_weights))
-    return jnp.minimum(weights, largest), jnp.mean(
-        (weights > largest).astype(weights.dtype)
-    )
+    cut = jnp.mean((weights > largest).astype(weights.dtype))
+    return jax.lax.stop_gradient(jnp.minimum(weights, largest)), cut
 
 
 def effective_sample_size(weights: Array) -> Array:
-    """Kish's `(sum w)^2 / (B * sum w^2)`, in (0, 1]: `[B] -> []`."""
+    """Kish's `(sum w)^2 / (B * sum w^2)`, in [1/B, 1]: `[B] -> []`; not all zero."""
     chex.assert_rank(weights, 1)
-    return jnp.square(jnp.mean(weights)) / jnp.mean(jnp.square(weights))
+    # The scale cancels, and without it no square overflows.
+    relative = weights / jnp.max(weights)
+    return jnp.square(jnp.mean(relative)) / jnp.mean(jnp.square(relative))
 
 
 def dual_gradient(log_beta: Array, threshold: Numeric) -> Array:
