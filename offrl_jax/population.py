@@ -49,6 +49,38 @@ class PopulationState(NamedTuple):
     diverged_at: Array
 
 
+class Sums(NamedTuple):
+    """Running sums of a phase's metrics, which go on from one call to the next.
+
+    In float32 a plain sum of 20,000 equal numbers is off in its fourth digit.  Kahan's
+    summation (Communications of the ACM 8, 1965) keeps what every addition loses.
+
+    Attributes:
+      total: the sum, by name.
+      lost: what `total` holds too much, by name.
+      calls: int32, calls of the phase that were added.
+    """
+
+    total: Metrics
+    lost: Metrics
+    calls: Array
+
+
+def _add(sums: Sums, metrics: Metrics) -> Sums:
+    """`sums` with the metrics of one more call."""
+    step = jax.tree.map(jnp.subtract, metrics, sums.lost)
+    total = jax.tree.map(jnp.add, sums.total, step)
+    # In this order: what was really added, less what should have been.
+    lost = jax.tree.map(lambda new, old, x: (new - old) - x, total, sums.total, step)
+    return Sums(total, lost, sums.calls + 1)
+
+
+def _means(sums: Sums) -> Metrics:
+    """Means over all calls that were added; zeros if there were none."""
+    count = jnp.maximum(sums.calls, 1).astype(jnp.float32)
+    return jax.tree.map(lambda total: total / count, sums.total)
+
+
 class Population(NamedTuple):
     """M members of one agent on one mesh.
 
@@ -61,6 +93,13 @@ class Population(NamedTuple):
         `(state, table, task [M], hyper, updates) -> (state, metrics)`, where `updates`
         is traced (no length recompiles), `state` is donated, and metrics are means over
         the updates, leaves `[M]`.
+      record: one function per phase, the same compiled program as `run`'s, whose means
+        go back beyond the call:
+        `(state, sums, table, task, hyper, updates) -> (state, sums, metrics)`, where
+        metrics are means over all updates since `sums` were empty.  On CPU they do not
+        depend on how those updates were divided into calls.
+      no_sums: one function per phase: `(state, table, task, hyper) -> sums`, the empty
+        `Sums`, leaves `[M padded]`.
       next_phase: `state -> state` with the step at zero.
     """
 
@@ -69,6 +108,8 @@ class Population(NamedTuple):
     padded: int
     init: Callable[[Any, Hyper], PopulationState]
     run: tuple[Callable[..., tuple[PopulationState, Metrics]], ...]
+    record: tuple[Callable[..., tuple[PopulationState, Sums, Metrics]], ...]
+    no_sums: tuple[Callable[..., Sums], ...]
     next_phase: Callable[[PopulationState], PopulationState]
 
 
@@ -121,8 +162,8 @@ def start_keys(seed: Any) -> tuple[Key, Key, Key]:
     return key, agent_key, source_key
 
 
-def to_host(state: PopulationState, size: int) -> Any:
-    """The state of the first `size` members as NumPy arrays, without the padding.
+def to_host(state: Any, size: int) -> Any:
+    """The state (or sums) of the first `size` members as NumPy arrays, unpadded.
 
     What a checkpoint holds: it fits any number of devices.  Keys become their data.
     """
@@ -135,7 +176,7 @@ def to_host(state: PopulationState, size: int) -> Any:
     return jax.tree.map(fetch, state)
 
 
-def from_host(plain: Any, like: PopulationState, mesh: Mesh) -> PopulationState:
+def from_host(plain: Any, like: Any, mesh: Mesh) -> Any:
     """Undoes `to_host`: pads and spreads over `mesh`; `like` tells what is a key."""
 
     def restore(leaf: np.ndarray, model: Any) -> Any:
@@ -159,7 +200,7 @@ def _is_finite(tree: Any) -> Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
 
 
-def train_member(
+def _one_call(
     agent: Agent,
     phase: Phase,
     phase_index: int,
@@ -167,8 +208,37 @@ def train_member(
     state: PopulationState,
     data: DataView,
     hyper: Hyper,
-    calls: Array,
 ) -> tuple[PopulationState, Metrics]:
+    """One call of a phase for one member, and its metrics."""
+    phase_key = jax.random.fold_in(state.key, phase_index)
+    batch_key, update_key = jax.random.split(jax.random.fold_in(phase_key, state.step))
+    rows = agent.batch_size * phase.stride
+    source_state, batch = source.next(
+        batch_key, state.source, state.agent, data, hyper, rows
+    )
+    agent_state, metrics = phase.update(update_key, state.agent, batch, hyper)
+    step = state.step + phase.stride
+    # Metrics are scalars, so looking at them at every update costs nothing; the
+    # parameters are looked at once per chunk.
+    bad = (state.diverged_at < 0) & ~_is_finite(metrics)
+    diverged_at = jnp.where(bad, step, state.diverged_at)
+    return (
+        PopulationState(agent_state, source_state, state.key, step, diverged_at),
+        metrics,
+    )
+
+
+def train_member(
+    agent: Agent,
+    phase: Phase,
+    phase_index: int,
+    source: Source,
+    state: PopulationState,
+    sums: Sums,
+    data: DataView,
+    hyper: Hyper,
+    calls: Array,
+) -> tuple[PopulationState, Sums]:
     """`calls` calls of a phase for one member: the program that `vmap` multiplies.
 
     Args:
@@ -177,42 +247,23 @@ def train_member(
       phase_index: its position, folded into the key.
       source: where batches come from.
       state: leaves without the member axis.
+      sums: of the phase's metrics so far.
       data: the member's view of the data.
       hyper: scalars.
       calls: `[]`, int32, traced; each does `phase.stride` updates.
 
     Returns:
-      The state, and metrics averaged over the calls.
+      The state, and the sums with the metrics of these calls.
     """
-    rows = agent.batch_size * phase.stride
-    phase_key = jax.random.fold_in(state.key, phase_index)
-
-    def one_call(state: PopulationState) -> tuple[PopulationState, Metrics]:
-        batch_key, update_key = jax.random.split(
-            jax.random.fold_in(phase_key, state.step)
-        )
-        source_state, batch = source.next(
-            batch_key, state.source, state.agent, data, hyper, rows
-        )
-        agent_state, metrics = phase.update(update_key, state.agent, batch, hyper)
-        step = state.step + phase.stride
-        # Metrics are scalars, so looking at them at every update costs nothing; the
-        # parameters are looked at once per chunk.
-        bad = (state.diverged_at < 0) & ~_is_finite(metrics)
-        diverged_at = jnp.where(bad, step, state.diverged_at)
-        return (
-            PopulationState(agent_state, source_state, state.key, step, diverged_at),
-            metrics,
-        )
 
     def body(_: Array, carry: Any) -> Any:
-        state, total = carry
-        state, metrics = one_call(state)
-        return state, jax.tree.map(jnp.add, total, metrics)
+        state, sums = carry
+        state, metrics = _one_call(
+            agent, phase, phase_index, source, state, data, hyper
+        )
+        return state, _add(sums, metrics)
 
-    shapes = jax.eval_shape(one_call, state)[1]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    after, total = jax.lax.fori_loop(0, calls, body, (state, zeros))
+    after, sums = jax.lax.fori_loop(0, calls, body, (state, sums))
 
     bad = (after.diverged_at < 0) & ~_is_finite(after.agent)
     after = after._replace(diverged_at=jnp.where(bad, after.step, after.diverged_at))
@@ -224,9 +275,7 @@ def train_member(
         (state.agent, state.source),
         (after.agent, after.source),
     )
-    after = after._replace(agent=agent_state, source=source_state)
-    count = jnp.maximum(calls, 1).astype(jnp.float32)
-    return after, jax.tree.map(lambda m: m / count, total)
+    return after._replace(agent=agent_state, source=source_state), sums
 
 
 def make_population(
@@ -277,27 +326,72 @@ def make_population(
         seeds = np.asarray(seed, np.uint32)
         return init_all(*spread_members((seeds, hyper), mesh))
 
-    def make_run(index: int, phase: Phase) -> Callable[..., Any]:
+    own: Any = DataView(None, 0, 0)  # type: ignore[arg-type]
+
+    def make_phase(index: int, phase: Phase) -> tuple[Callable[..., Any], ...]:
+        parts = (agent, phase, index, source)
+
+        def views(table: DataTable, task: Array) -> DataView:
+            return DataView(table.transitions, table.offset[task], table.length[task])
+
         def chunk(
             state: PopulationState,
+            sums: Sums,
             table: DataTable,
             task: Array,
             hyper: Hyper,
             calls: Array,
-        ) -> tuple[PopulationState, Metrics]:
-            data = DataView(table.transitions, table.offset[task], table.length[task])
-            one: Any = functools.partial(train_member, agent, phase, index, source)
-            own: Any = DataView(None, 0, 0)  # type: ignore[arg-type]
-            return jax.vmap(one, in_axes=(0, own, 0, None))(state, data, hyper, calls)
+        ) -> tuple[PopulationState, Sums, Metrics]:
+            one: Any = functools.partial(train_member, *parts)
+            state, sums = jax.vmap(one, in_axes=(0, 0, own, 0, None))(
+                state, sums, views(table, task), hyper, calls
+            )
+            return state, sums, _means(sums)
 
         spread = jax.shard_map(
             chunk,
             mesh=mesh,
-            in_specs=(P(AXIS), P(), P(AXIS), P(AXIS), P()),
+            in_specs=(P(AXIS), P(AXIS), P(), P(AXIS), P(AXIS), P()),
             out_specs=P(AXIS),
             check_vma=False,
         )
         compiled = jax.jit(spread, donate_argnums=0)
+
+        def one_metrics(
+            state: PopulationState, table: DataTable, task: Array, hyper: Hyper
+        ) -> Metrics:
+            one: Any = functools.partial(_one_call, *parts)
+            many = jax.vmap(one, in_axes=(0, own, 0))
+            return many(state, views(table, task), hyper)[1]
+
+        # Shapes depend on the phase alone, and empty sums are never donated.
+        made: list[Sums] = []
+
+        def no_sums(
+            state: PopulationState, table: DataTable, task: Array, hyper: Hyper
+        ) -> Sums:
+            if not made:
+                shapes = jax.eval_shape(one_metrics, state, table, task, hyper)
+                zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+                empty = Sums(zeros, zeros, np.zeros(padded, np.int32))  # type: ignore[arg-type]
+                made.append(spread_members(empty, mesh))
+            return made[0]
+
+        def record(
+            state: PopulationState,
+            sums: Sums,
+            table: DataTable,
+            task: Array,
+            hyper: Hyper,
+            updates: int,
+        ) -> tuple[PopulationState, Sums, Metrics]:
+            if updates % phase.stride:
+                raise ValueError(
+                    f"phase '{phase.name}' advances {phase.stride} updates at a time, "
+                    f"so {updates} updates are not possible"
+                )
+            calls = np.int32(updates // phase.stride)
+            return compiled(state, sums, table, task, hyper, calls)
 
         def run(
             state: PopulationState,
@@ -306,21 +400,18 @@ def make_population(
             hyper: Hyper,
             updates: int,
         ) -> tuple[PopulationState, Metrics]:
-            if updates % phase.stride:
-                raise ValueError(
-                    f"phase '{phase.name}' advances {phase.stride} updates at a time, "
-                    f"so {updates} updates are not possible"
-                )
-            calls = np.int32(updates // phase.stride)
-            return compiled(state, table, task, hyper, calls)
+            sums = no_sums(state, table, task, hyper)
+            state, _, metrics = record(state, sums, table, task, hyper, updates)
+            return state, metrics
 
-        return run
+        return run, record, no_sums
 
     def next_phase(state: PopulationState) -> PopulationState:
         return state._replace(step=spread_members(np.zeros(padded, np.int32), mesh))
 
-    phases = tuple(make_run(i, phase) for i, phase in enumerate(agent.phases))
-    return Population(mesh, size, padded, init, phases, next_phase)
+    phases = [make_phase(i, phase) for i, phase in enumerate(agent.phases)]
+    run, record, no_sums = (tuple(each) for each in zip(*phases, strict=True))
+    return Population(mesh, size, padded, init, run, record, no_sums, next_phase)
 
 
 def place(population: Population, table: DataTable, task: Any, hyper: Hyper) -> Any:

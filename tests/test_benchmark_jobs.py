@@ -1,4 +1,5 @@
-"""Checkpoints and the run loop: an interrupted run has the rows of a whole one."""
+"""Checkpoints and the run loop: an interrupted run has the rows and points of a whole
+one."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ import pytest
 
 from offrl_jax import envs
 from offrl_jax.benchmark import jobs as jobs_module
+from offrl_jax.benchmark import recording as recording_module
 from offrl_jax.benchmark import runner as runner_module
 from offrl_jax.benchmark.checkpoints import Checkpoints
 from offrl_jax.benchmark.progress import Progress
@@ -29,7 +31,7 @@ from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, OffrlError, ResultsError
 from offrl_jax.population import make_mesh, spread_members
-from offrl_jax.results import BEHAVIOUR, read_plan, read_rows
+from offrl_jax.results import BEHAVIOUR, read_metrics, read_plan, read_rows
 
 SUITE = Suite(
     name="tiny",
@@ -69,6 +71,14 @@ def pendulum_episodes(seed: int, episodes: int = 3) -> Episodes:
     return Episodes(obs, action, reward, next_obs, np.zeros_like(truncated), truncated)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_points():
+    """Intervals of 60 calls / 7: longer than a chunk, and off the evaluation steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording_module, "POINTS", 7)
+        yield
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     made = Store(tmp_path_factory.mktemp("data"))
@@ -92,6 +102,14 @@ def contents(folder: Path) -> dict[tuple, str]:
     """Row identities by what they are about; the run id is part of the content."""
     rows = read_rows(folder, lambda line: None)
     return {(r.agent, r.task, r.setting, r.seed, r.step): r.row_id for r in rows}
+
+
+def points(folder: Path) -> dict[tuple, dict[str, float]]:
+    """Recorded metrics by what they are about; no run id, as for `contents`."""
+    found = read_metrics(folder)
+    by_key = {p.key[1:]: dict(p.values) for p in found}
+    assert len(by_key) == len(found)
+    return by_key
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +175,11 @@ def test_stopped_and_continued_equals_undisturbed(
             patch.setattr(Progress, "update", interrupt_after_some)
             assert run(store, tmp_path).stopped
         assert set(contents(tmp_path)) < set(contents(undisturbed))
+        assert set(points(tmp_path)) < set(points(undisturbed))
     outcome = run(store, tmp_path)
     assert (outcome.ran, outcome.stopped) == (1, False)
     assert contents(tmp_path) == contents(undisturbed)
+    assert points(tmp_path) == points(undisturbed)
 
 
 _SCRIPT = """
@@ -172,6 +192,7 @@ import test_benchmark_jobs as t
 t.jobs_module.FIRST_CHUNK = 2
 t.jobs_module.CHUNK_SECONDS = 0.0
 t.jobs_module.CHECKPOINT_SECONDS = 0.0
+t.recording_module.POINTS = 7
 with t.Progress() as progress:
     t.run_suite(t.SUITE, t.Store(Path(sys.argv[1])), Path(sys.argv[2]), progress)
 """
@@ -193,6 +214,7 @@ def test_kill_9_and_continued_equals_undisturbed(store, undisturbed, tmp_path):
     assert set(contents(tmp_path)) < set(contents(undisturbed))
     assert run(store, tmp_path).ran == 1
     assert contents(tmp_path) == contents(undisturbed)
+    assert points(tmp_path) == points(undisturbed)
 
 
 def devices_of(monkeypatch, count: int) -> None:
@@ -289,6 +311,12 @@ def test_an_agent_of_two_phases_is_stopped_in_both_and_continued(
             assert run(store, cut, suite).stopped
     run(store, cut, suite)
     assert contents(cut) == contents(whole)
+    assert points(cut) == points(whole)
+    steps = {phase: [] for phase in ("density", "policy")}
+    for *_, seed, phase, step in points(cut):
+        steps[phase] += [step] * (seed == 0)
+    assert steps["density"] == [3, 6, 12, 15, 21, 24, 30]  # 10 calls in 7 parts
+    assert steps["policy"] == [16, 34, 50, 68, 84, 102, 120]  # 60 calls in 7 parts
     rows = [r for r in read_rows(cut, print) if r.agent != BEHAVIOUR]
     assert {r.step for r in rows} == {40, 80, 120}
     assert rows[0].phase_updates == {"density": 30, "policy": 120}
@@ -336,6 +364,9 @@ def test_a_diverged_member_has_rows_that_say_so(store, tmp_path):
     rows = [r for r in read_rows(tmp_path, print) if r.agent != BEHAVIOUR]
     assert {r.status for r in rows if r.setting == "wild"} == {"diverged"}
     assert {r.status for r in rows if r.setting == "tame"} == {"ok"}
+    # Nothing is recorded of a run that is frozen, all of the run beside it.
+    for (_, setting, *_), values in points(tmp_path).items():
+        assert all(np.isnan(x) == (setting == "wild") for x in values.values())
     assert all(r.returns == [] and r.score is None for r in rows if r.setting == "wild")
 
 

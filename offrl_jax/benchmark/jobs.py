@@ -15,11 +15,20 @@ from offrl_jax.benchmark import provenance
 from offrl_jax.benchmark.checkpoints import Checkpoints
 from offrl_jax.benchmark.preparation import prepare
 from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.recording import record_point, recording_steps
 from offrl_jax.catalogue import LoadedTask, normalised_score
 from offrl_jax.envs.base import PureEnv
 from offrl_jax.evaluation import EpisodeResults, Evaluator
-from offrl_jax.population import PopulationState, from_host, to_host
-from offrl_jax.results import Job, Row, RowFile, checkpoint_path, row_path
+from offrl_jax.population import PopulationState, Sums, from_host, to_host
+from offrl_jax.results import (
+    Job,
+    MetricFile,
+    Row,
+    RowFile,
+    checkpoint_path,
+    metric_path,
+    row_path,
+)
 
 CHECKPOINT_SECONDS = 25.0
 """Longest training time between two checkpoints: a kill loses less than 30 s."""
@@ -69,12 +78,15 @@ def run_job(
 
     Raises:
       Stopped: see `stop`.
-      ResultsError: a row or checkpoint could not be written.
+      ResultsError: a row, point or checkpoint could not be written.
       JobFailed: the device gave up, for lack of memory most likely; rows say so.
     """
-    with RowFile(row_path(folder, job.run_id), progress.say) as rows:
+    with (
+        RowFile(row_path(folder, job.run_id), progress.say) as rows,
+        MetricFile(metric_path(folder, job.run_id), progress.say) as points,
+    ):
         try:
-            run = _Run(job, tasks, folder, rows, progress, stop)
+            run = _Run(job, tasks, folder, rows, points, progress, stop)
             try:
                 run.run()
             finally:
@@ -86,7 +98,12 @@ def run_job(
 
 
 class _Run:
-    """The host loop of one job: owns clock, bar, rows and checkpoints."""
+    """The host loop of one job: owns clock, bar, rows, points and checkpoints.
+
+    The sums of the metrics since the last point are empty whenever a phase begins; in
+    between they lie beside the state in every checkpoint, so that an interval that was
+    interrupted goes on.
+    """
 
     def __init__(
         self,
@@ -94,12 +111,14 @@ class _Run:
         tasks: Mapping[str, LoadedTask],
         folder: Path,
         rows: RowFile,
+        points: MetricFile,
         progress: Progress,
         stop: Callable[[], bool],
     ) -> None:
         self.job = job
         self.tasks = tasks
         self.rows = rows
+        self.points = points
         self.progress = progress
         self.stop = stop
         self.checkpoints = Checkpoints(
@@ -111,10 +130,13 @@ class _Run:
         self.all_updates = sum(job.phase_updates.values())
         self.evaluators: dict[tuple[str, int], Evaluator] = {}
         self.note = ""
+        self.sums: list[Sums] = []
 
     def run(self) -> None:
         job, agent = self.job, self.ready.agent
         state = self.ready.population.init(self.ready.streams, self.ready.own_hyper)
+        args = (state, self.ready.table, self.ready.task, self.ready.hyper)
+        self.sums = [empty(*args) for empty in self.ready.population.no_sums]
         phase, state = self._resume(state)
         label = f"{job.agent} on {_subject(job)}, {len(job.members)} runs"
         self.progress.begin(label, self.all_updates, self._done(phase, state))
@@ -141,7 +163,9 @@ class _Run:
         if found is None:
             return 0, state
         saved, meta = found
-        state = from_host(saved["population"], state, self.ready.population.mesh)
+        mesh = self.ready.population.mesh
+        state = from_host(saved["population"], state, mesh)
+        self.sums = from_host(saved["sums"], self.sums, mesh)
         self.clock = _Clock(**meta["clock"])
         if (meta["split"], meta["versions"]) != (self._split(), _compilers()):
             self.clock.split_changed = True
@@ -160,8 +184,12 @@ class _Run:
 
     def _saved(self, state: PopulationState) -> dict[str, Any]:
         """A checkpoint: a policy is of no use without the statistics of its input."""
-        plain = to_host(state, len(self.job.members))
-        return {"population": plain, "obs_stats": self.ready.stats}
+        size = len(self.job.members)
+        return {
+            "population": to_host(state, size),
+            "sums": to_host(self.sums, size),
+            "obs_stats": self.ready.stats,
+        }
 
     def _save(self, phase: int, state: PopulationState, keep: int = 2) -> None:
         meta = {
@@ -180,29 +208,36 @@ class _Run:
         return before + _step(state)
 
     def _train_phase(self, index: int, state: PopulationState) -> PopulationState:
-        """Runs one phase to its end; evaluates along the last one."""
+        """Runs a phase to its end: writes points and, along the last one, evaluates."""
         ready, job = self.ready, self.job
         phase = ready.agent.phases[index]
         last_phase = index == len(ready.agent.phases) - 1
         total = job.phase_updates[phase.name]
-        stops = job.eval_steps if last_phase else (total,)
-        train = ready.population.run[index]
+        evaluations = job.eval_steps if last_phase else ()
+        points = recording_steps(total, phase.stride)
+        stops = {*evaluations, *points}
+        train = ready.population.record[index]
         args = (ready.table, ready.task, ready.hyper)
+        empty = ready.population.no_sums[index](state, *args)
 
         started = time.monotonic()
         self.progress.update(self._done(index, state), "compiling")
-        state, _ = jax.block_until_ready(train(state, *args, 0))
+        state, self.sums[index], _ = jax.block_until_ready(
+            train(state, self.sums[index], *args, 0)
+        )
         self.clock.compile += time.monotonic() - started
 
         step = _step(state)
-        if last_phase and step in stops:
+        if step in evaluations:
             self._evaluate(step, state)
         chunk = FIRST_CHUNK
         while step < total:
             goal = min(stop for stop in stops if stop > step)
             calls = max(1, min(chunk, goal - step) // phase.stride)
             started = time.monotonic()
-            state, _ = jax.block_until_ready(train(state, *args, calls * phase.stride))
+            state, self.sums[index], metrics = jax.block_until_ready(
+                train(state, self.sums[index], *args, calls * phase.stride)
+            )
             seconds = time.monotonic() - started
             self.clock.train += seconds
             step += calls * phase.stride
@@ -211,7 +246,19 @@ class _Run:
             chunk = max(phase.stride, aim)
             self.note = f"{speed * len(job.members):,.0f} updates/s"
             self.progress.update(self._done(index, state), self.note)
-            if last_phase and step in stops:
+            if step in points:
+                # Before any checkpoint that no longer holds the interval's sums.
+                size = len(job.members)
+                record_point(
+                    self.points,
+                    job,
+                    phase.name,
+                    step,
+                    to_host(metrics, size),
+                    np.asarray(state.diverged_at)[:size] >= 0,
+                )
+                self.sums[index] = empty
+            if step in evaluations:
                 self._evaluate(step, state)
             if self.stop():
                 self._save(index, state)

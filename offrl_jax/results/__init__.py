@@ -1,4 +1,4 @@
-"""Results on disk: rows of raw returns, the plan that asked for them, and locks.
+"""Results on disk: rows of raw returns, metrics, the plan that asked for them, locks.
 
 The ground floor of benchmark and leaderboard: the first writes, the second reads, and
 neither knows the other.  Standard library only, so that reading results needs no JAX.
@@ -7,6 +7,7 @@ A results folder holds
 
     plan.json                 what is to be run (`Plan`)
     rows/<run_id>.jsonl       one `Row` per member and evaluation (or .jsonl.gz)
+    metrics/<run_id>.jsonl    one `MetricPoint` per member and interval of updates
     checkpoints/<run_id>/     the benchmark's own business
     locks/<run_id>.lock       held while a process works on the job
 """
@@ -16,10 +17,12 @@ from offrl_jax.results.folder import (
     checkpoint_path,
     lock,
     lock_path,
+    metric_path,
     plan_path,
     row_path,
     try_lock,
 )
+from offrl_jax.results.metrics import MetricFile, MetricPoint, read_metrics
 from offrl_jax.results.plan import (
     Job,
     Member,
@@ -34,6 +37,8 @@ __all__ = [
     "SCHEMA",
     "Job",
     "Member",
+    "MetricFile",
+    "MetricPoint",
     "Plan",
     "Row",
     "RowFile",
@@ -41,7 +46,9 @@ __all__ = [
     "checkpoint_path",
     "lock",
     "lock_path",
+    "metric_path",
     "plan_path",
+    "read_metrics",
     "read_plan",
     "read_rows",
     "row_path",

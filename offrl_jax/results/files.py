@@ -1,19 +1,13 @@
-"""Row files: appended to by one writer, safe against crashes and full disks."""
+"""Row files: what a run's evaluations are appended to, and read from."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from offrl_jax.errors import ResultsError
+from offrl_jax.results.lines import LineFile, OnMessage, read_lines
 from offrl_jax.results.rows import Row, RowKey, from_record, to_line
-
-OnMessage = Callable[[str], None]
-_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 class RowFile:
@@ -34,43 +28,19 @@ class RowFile:
 
     def __init__(self, path: Path, on_message: OnMessage) -> None:
         self.path = path
+        self._lines = LineFile(path, on_message, "its evaluation will be repeated")
         try:
-            new = not path.exists()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644
+            merged = _merge_rows(
+                [
+                    (where, from_record(content, where))
+                    for where, content in self._lines.found
+                ]
             )
-            if new:
-                sync_folder(path.parent)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
-        try:
-            self.row_ids = self._recover(on_message)
         except BaseException:
-            os.close(self._descriptor)
+            self._lines.close()
             raise
-
-    def _recover(self, on_message: OnMessage) -> dict[RowKey, str]:
-        data = self.path.read_bytes()
-        rows, torn = _parse(data, self.path)
-        if torn:
-            aside = self.path.with_name(self.path.name + ".torn")
-            try:
-                with aside.open("ab") as file:
-                    file.write(torn.rstrip(b"\n") + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.ftruncate(self._descriptor, len(data) - len(torn))
-                os.fsync(self._descriptor)
-            except OSError as error:
-                raise _cannot_write(aside, error) from error
-            on_message(
-                f"{self.path}: the last line was torn by a crash ({len(torn)} bytes); "
-                f"moved to {aside.name}, its evaluation will be repeated"
-            )
-        merged = _merge_rows(rows)
         self.failed = {row.key for row in merged if row.status == "failed"}
-        return {row.key: row.row_id for row in merged}
+        self.row_ids = {row.key: row.row_id for row in merged}
 
     def append(self, row: Row) -> None:
         """Writes `row`; does nothing if an equal row is there.
@@ -88,22 +58,13 @@ class RowFile:
                 f"{self.path}: another row of {_describe(row)} is there already; the "
                 "run was not repeated bit for bit, move the file away to start it anew"
             )
-        line = (to_line(row) + "\n").encode()
-        size = os.fstat(self._descriptor).st_size
-        try:
-            written = 0
-            while written < len(line):
-                written += os.write(self._descriptor, line[written:])
-            os.fsync(self._descriptor)
-        except OSError as error:
-            os.ftruncate(self._descriptor, size)
-            raise _cannot_write(self.path, error) from error
+        self._lines.append([to_line(row)])
         self.row_ids[row.key] = row.row_id
         (self.failed.add if row.status == "failed" else self.failed.discard)(row.key)
 
     def close(self) -> None:
         """Closes the file; rows are on disk already."""
-        os.close(self._descriptor)
+        self._lines.close()
 
     def __enter__(self) -> RowFile:
         return self
@@ -128,48 +89,16 @@ def read_rows(folder: Path, on_message: OnMessage) -> list[Row]:
       ResultsError: with file and line: no JSON, another schema, or a row that
         differs from another one of the same key.
     """
-    located: list[tuple[str, Row]] = []
-    for path in sorted(folder.rglob("*")):
-        if path.parent.name != "rows" or not path.name.endswith(_SUFFIXES):
-            continue
-        try:
-            data = path.read_bytes()
-            if path.suffix == ".gz":
-                data = gzip.decompress(data)
-        except (OSError, EOFError, ValueError) as error:
-            raise ResultsError(f"{path}: cannot be read ({error})") from error
-        rows, torn = _parse(data, path)
-        if torn:
-            on_message(f"{path}: skipped a torn last line of {len(torn)} bytes")
-        located += rows
+    located = [
+        (where, from_record(content, where))
+        for where, content in read_lines(folder, "rows", on_message)
+    ]
     return sorted(_merge_rows(located), key=_order)
 
 
 def _order(row: Row) -> tuple[str, str, str, int, int]:
     seed = -1 if row.seed is None else row.seed
     return (row.run_id, row.task, row.setting, seed, row.step)
-
-
-def _parse(data: bytes, path: Path) -> tuple[list[tuple[str, Row]], bytes]:
-    """Rows with their `file:line`, and the bytes of a torn last line (or none)."""
-    rows: list[tuple[str, Row]] = []
-    lines = data.splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}:{number}"
-        last = number == len(lines)
-        try:
-            record = json.loads(line)
-            complete = line.endswith(b"\n")
-        except ValueError as error:  # JSON and UTF-8 errors alike
-            if not last:
-                raise ResultsError(
-                    f"{where}: not JSON; restore the file or remove that line"
-                ) from error
-            complete = False
-        if not complete:
-            return rows, line
-        rows.append((where, from_record(record, where)))
-    return rows, b""
 
 
 def _merge_rows(located: list[tuple[str, Row]]) -> list[Row]:
@@ -192,19 +121,3 @@ def _describe(row: Row) -> str:
         f"run {row.run_id}, task {row.task}, setting {row.setting}, seed {row.seed}, "
         f"step {row.step}"
     )
-
-
-def _cannot_write(path: Path, error: OSError) -> ResultsError:
-    return ResultsError(
-        f"{path}: cannot be written ({error.strerror}); free space or choose another "
-        "results folder"
-    )
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a new or renamed entry of `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,11 @@ def row_path(folder: Path, run_id: str) -> Path:
     return folder / "rows" / f"{run_id}.jsonl"
 
 
+def metric_path(folder: Path, run_id: str) -> Path:
+    """Where the training metrics of a run lie."""
+    return folder / "metrics" / f"{run_id}.jsonl"
+
+
 def checkpoint_path(folder: Path, run_id: str) -> Path:
     """The folder of a run's checkpoints."""
     return folder / "checkpoints" / run_id

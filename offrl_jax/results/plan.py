@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from offrl_jax.errors import ResultsError
-from offrl_jax.results.files import sync_folder
 from offrl_jax.results.folder import plan_path
+from offrl_jax.results.lines import sync_folder
 from offrl_jax.results.rows import SCHEMA
 
 
