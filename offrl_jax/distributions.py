@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +83,11 @@ _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _FAR_TAIL = -10.0
 
 
-def normal_log_prob(mean: Array, log_std: Array, x: Array) -> Array:
-    """Log density of Normals, elementwise: three arrays of one shape -> that shape."""
+def normal_log_prob(mean: Array | float, log_std: Array | float, x: Array) -> Array:
+    """Log density of Normals at `x` (any shape), elementwise.
+
+    `mean` and `log_std` have the shape of `x` or none.
+    """
     z = (x - mean) * jnp.exp(-log_std)
     return -0.5 * jnp.square(z) - log_std - _LOG_SQRT_2PI
 
@@ -131,3 +134,118 @@ def censored_normal_log_prob(mean: Array, log_std: Array, action: Array) -> Arra
     tail = normal_log_cdf((side * mean - 1.0) * jnp.exp(-log_std))
     inside = normal_log_prob(mean, log_std, action)
     return jnp.where(above | below, tail, inside)
+
+
+# Smallest width and height of a bin, as a fraction of all bins, and bounds of the log
+# slope at a knot: they bound the density that a spline can give to a single action.
+_SMALLEST_BIN = 1e-2
+_LARGEST_LOG_SLOPE = 4.0
+
+
+class Spline(NamedTuple):
+    """Monotone rational-quadratic bijections of [-1, 1], one per leading index.
+
+    Attributes:
+      x: `[..., K + 1]`, knots from -1 to 1, increasing.
+      y: `[..., K + 1]`, their images, likewise.
+      slope: `[..., K + 1]`, derivatives at the knots, positive.
+    """
+
+    x: Array
+    y: Array
+    slope: Array
+
+
+def spline_outputs(bins: int) -> int:
+    """Numbers that a network must put out per spline of `bins` bins."""
+    return 3 * bins + 1
+
+
+def spline(raw: Array) -> Spline:
+    """Splines from unbounded numbers `[..., 3 K + 1]`; zeros are the identity."""
+    bins = (raw.shape[-1] - 1) // 3
+    widths, heights, slopes = jnp.split(raw, [bins, 2 * bins], axis=-1)
+
+    def knots(logits: Array) -> Array:
+        share = _SMALLEST_BIN + (1.0 - bins * _SMALLEST_BIN) * jax.nn.softmax(logits)
+        inner = -1.0 + 2.0 * jnp.cumsum(share[..., :-1], axis=-1)
+        end = jnp.ones_like(logits[..., :1])
+        return jnp.concatenate([-end, inner, end], axis=-1)
+
+    limit = _LARGEST_LOG_SLOPE
+    slope = jnp.exp(soft_bound(slopes / limit, -limit, limit))
+    return Spline(knots(widths), knots(heights), slope)
+
+
+class _Bin(NamedTuple):
+    """The bin that a number falls into: corner, extent and slopes at its two knots."""
+
+    x: Array
+    y: Array
+    width: Array
+    height: Array
+    left: Array
+    right: Array
+
+
+def _bin(spline: Spline, knots: Array, value: Array) -> _Bin:
+    """The bin of `value` `[...]` among `knots` `[..., K + 1]`, x's or y's."""
+    index = jnp.sum(value[..., None] >= knots[..., 1:-1], axis=-1)
+    # A product with a one-hot vector, and no gather: faster under `vmap`.
+    chosen = jax.nn.one_hot(index, knots.shape[-1] - 1, dtype=value.dtype)
+
+    def pick(per_bin: Array) -> Array:
+        return jnp.sum(chosen * per_bin, axis=-1)
+
+    return _Bin(
+        x=pick(spline.x[..., :-1]),
+        y=pick(spline.y[..., :-1]),
+        width=pick(jnp.diff(spline.x)),
+        height=pick(jnp.diff(spline.y)),
+        left=pick(spline.slope[..., :-1]),
+        right=pick(spline.slope[..., 1:]),
+    )
+
+
+def spline_forward(spline: Spline, x: Array) -> tuple[Array, Array]:
+    """Image and log derivative of `x`, elementwise.
+
+    Gregory & Delbourgo (1982); Durkan et al. (2019), arXiv:1906.04032, equations 4, 5.
+
+    Args:
+      spline: leading axes as `x`.
+      x: `[...]`, in [-1, 1].
+
+    Returns:
+      `[...]`, in [-1, 1], and `[...]`.
+    """
+    b = _bin(spline, spline.x, x)
+    mean_slope = b.height / b.width
+    t = (x - b.x) / b.width
+    mixed = t * (1.0 - t)
+    below = mean_slope + (b.left + b.right - 2.0 * mean_slope) * mixed
+    y = b.y + b.height * (mean_slope * jnp.square(t) + b.left * mixed) / below
+    above = (
+        b.right * jnp.square(t)
+        + 2.0 * mean_slope * mixed
+        + b.left * jnp.square(1.0 - t)
+    )
+    return y, 2.0 * jnp.log(mean_slope / below) + jnp.log(above)
+
+
+def spline_inverse(spline: Spline, y: Array) -> Array:
+    """The `x` in [-1, 1] whose image is `y` `[...]`: a quadratic equation per element.
+
+    Durkan et al. (2019), equations 6 to 8, in the form without cancellation.
+    """
+    b = _bin(spline, spline.y, y)
+    mean_slope = b.height / b.width
+    rise = y - b.y
+    curvature = b.left + b.right - 2.0 * mean_slope
+    quadratic = b.height * (mean_slope - b.left) + rise * curvature
+    linear = b.height * b.left - rise * curvature
+    constant = -mean_slope * rise
+    # Never negative but for rounding: the spline is monotone.
+    root = jnp.sqrt(jnp.maximum(jnp.square(linear) - 4.0 * quadratic * constant, 0.0))
+    t = -2.0 * constant / (linear + root)
+    return jnp.clip(b.x + t * b.width, -1.0, 1.0)
