@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from toy_mdps import lab
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY
 
-# Half of a default shows within a few updates, but not for the length of a schedule.
-PERTURBED = {"actor_decay_updates": 4.0}
+# Half of a default shows within a few updates, but not for the length of a schedule,
+# nor for a bound that only large numbers reach.
+PERTURBED = {"actor_decay_updates": 4.0, "largest_weight": 0.5}
 CALLS = 4
 
 
@@ -31,8 +33,10 @@ def lane(tree, i: int):
     return jax.tree.map(lambda x: x[i], tree)
 
 
-def has_critics(state) -> bool:
-    return "critics" in {field.name for field in dataclasses.fields(state)}
+def bootstraps(name: str, phase: int) -> bool:
+    """Whether a phase learns values: the last one of agents that have any."""
+    fields = {field.name for field in dataclasses.fields(start(name, phase))}
+    return phase == len(lab(name).phases) - 1 and bool(fields & {"critics", "value"})
 
 
 def settings_of(name: str) -> tuple[list[str], object]:
@@ -47,21 +51,47 @@ def settings_of(name: str) -> tuple[list[str], object]:
     return names, jax.tree.map(lambda *x: jnp.stack(x), *lanes)
 
 
-def many(name: str, states=None, first: int = 0, calls: int = CALLS):
-    """All lanes of `settings_of` from the same start, with the same key."""
-    it = lab(name)
+def many(name: str, phase: int, states, first: int = 0, calls: int = CALLS):
+    """All lanes of `settings_of` trained in one phase, with the same key."""
     names, hypers = settings_of(name)
-    size = len(names) + 2
-    if states is None:
-        state = it.init(jax.random.key(0), it.hyper)
-        states = jax.tree.map(lambda x: jnp.stack([x] * size), state)
-    keys = jnp.stack([jax.random.key(1)] * size)
+    keys = jnp.stack([jax.random.key(1)] * (len(names) + 2))
     data = toy_mdps.random_data()
-    return it.train_many(states, keys, data, hypers, first, first + calls)
+    train_many = lab(name).phases[phase].train_many
+    return train_many(states, keys, data, hypers, first, first + calls)
+
+
+@functools.cache
+def states_before(name: str, phase: int):
+    """All lanes at the start of a phase (after the last one for `phase = P`): each
+    began with the same key and has gone through the phases before with its setting."""
+    if phase > 0:
+        return many(name, phase - 1, states_before(name, phase - 1))
+    # One by one, as the population does it; a batched draw may round differently.
+    key, init = jax.random.key(0), lab(name).agent.init
+    return jax.jit(jax.lax.map, static_argnums=0)(
+        lambda hyper: init(key, hyper), settings_of(name)[1]
+    )
+
+
+def start(name: str, phase: int):
+    """The state at the start of a phase, with the default settings."""
+    return lane(states_before(name, phase), 0)
 
 
 @pytest.fixture(params=sorted(REGISTRY))
 def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((name, i), id=f"{name}-{phase}")
+        for name in sorted(REGISTRY)
+        for i, phase in enumerate(toy_mdps.phase_names(name))
+    ]
+)
+def stage(request) -> tuple[str, int]:
+    """An agent and the index of one of its phases."""
     return request.param
 
 
@@ -71,9 +101,16 @@ def state(name):
     return it.init(jax.random.key(0), it.hyper)
 
 
-def test_state_keeps_structure_shapes_and_dtypes(name, state):
+def test_phases_have_names_of_their_own(name):
+    names = toy_mdps.phase_names(name)
+    assert len(set(names)) == len(names)
+
+
+def test_state_keeps_structure_shapes_and_dtypes(stage):
+    name, index = stage
     it = lab(name)
-    phase = it.agent.phases[-1]
+    state = it.init(jax.random.key(0), it.hyper)
+    phase = it.phases[index].phase
     rows = it.agent.batch_size * phase.stride
     batch = jax.tree.map(lambda x: x[:rows], toy_mdps.random_data())
     after, metrics = jax.eval_shape(
@@ -93,23 +130,31 @@ def test_state_holds_no_buffer_twice(state):
     assert len(set(pointers)) == len(pointers)
 
 
-def test_settings_are_traced_and_nothing_recompiles(name, state):
-    it = lab(name)
-    data, key = toy_mdps.random_data(), jax.random.key(1)
-    it.train(state, key, data, it.hyper, 0, 1)
-    traced = it.traces[0]
+def test_settings_are_traced_and_nothing_recompiles(stage):
+    name, phase = stage
+    runner, hyper = lab(name).phases[phase], lab(name).hyper
+    state, data, key = start(name, phase), toy_mdps.random_data(), jax.random.key(1)
+    runner.train(state, key, data, hyper, 0, 1)
+    traced = runner.traces[0]
     names, hypers = settings_of(name)
     for i in range(len(names) + 2):
-        it.train(state, key, data, lane(hypers, i), 0, 1)
-    assert it.traces[0] == traced
+        runner.train(state, key, data, lane(hypers, i), 0, 1)
+    assert runner.traces[0] == traced
 
 
-def test_every_setting_changes_the_update(name):
+def test_every_setting_changes_something(name):
+    """A state after all phases, each of them a few updates long."""
     names, _ = settings_of(name)
-    states = many(name)
+    states = states_before(name, len(lab(name).phases))
     assert all_equal(lane(states, 0), lane(states, 1))
     for i, setting in enumerate(names):
         assert not all_equal(lane(states, 0), lane(states, i + 2)), setting
+
+
+def test_every_phase_learns(stage):
+    name, phase = stage
+    before, after = start(name, phase), start(name, phase + 1)
+    assert not all_equal(before, after)
 
 
 def test_init_of_many_equals_init_alone(name):
@@ -126,11 +171,12 @@ def test_init_of_many_equals_init_alone(name):
     assert any(not np.array_equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-def test_lane_follows_the_same_run_alone(name, state):
+def test_lane_follows_the_same_run_alone(stage):
     """Gradients of one call, read off Adam's first moments, to rtol 1e-4."""
-    it = lab(name)
-    alone = it.train(state, jax.random.key(1), toy_mdps.random_data(), it.hyper, 0, 1)
-    together = lane(many(name, calls=1), 0)
+    name, phase = stage
+    it, data, key = lab(name), toy_mdps.random_data(), jax.random.key(1)
+    alone = it.phases[phase].train(start(name, phase), key, data, it.hyper, 0, 1)
+    together = lane(many(name, phase, states_before(name, phase), calls=1), 0)
     moments = [
         (getattr(alone, field.name).mu, getattr(together, field.name).mu)
         for field in dataclasses.fields(alone)
@@ -143,17 +189,20 @@ def test_lane_follows_the_same_run_alone(name, state):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * scale + 1e-12)
 
 
-def test_pieces_equal_the_whole_bit_for_bit(name, state):
-    it = lab(name)
+def test_pieces_equal_the_whole_bit_for_bit(stage):
+    name, phase = stage
+    it, state = lab(name), start(name, phase)
+    train = it.phases[phase].train
     data, key = toy_mdps.random_data(), jax.random.key(1)
-    whole = it.train(state, key, data, it.hyper, 0, 100)
-    half = it.train(state, key, data, it.hyper, 0, 50)
+    whole = train(state, key, data, it.hyper, 0, 100)
+    half = train(state, key, data, it.hyper, 0, 50)
     assert not all_equal(whole, half)
-    assert all_equal(whole, it.train(half, key, data, it.hyper, 50, 100))
+    assert all_equal(whole, train(half, key, data, it.hyper, 50, 100))
 
 
-def test_only_terminals_stop_bootstrapping(name, state):
-    it = lab(name)
+def test_only_terminals_stop_bootstrapping(stage):
+    name, phase = stage
+    it, state = lab(name), start(name, phase)
     data, key = toy_mdps.random_data(), jax.random.key(1)
     terminal = data.discount == 0.0
     timed_out = (data.discount == 1.0) & (data.has_next_action == 0.0)
@@ -161,32 +210,35 @@ def test_only_terminals_stop_bootstrapping(name, state):
 
     def after(rows) -> object:
         next_obs = jnp.where(rows[:, None], data.next_obs + 3.0, data.next_obs)
-        return it.train(
+        return it.phases[phase].train(
             state, key, data._replace(next_obs=next_obs), it.hyper, 0, CALLS
         )
 
     as_it_was = after(jnp.zeros_like(terminal))
     assert all_equal(as_it_was, after(terminal))
-    assert all_equal(as_it_was, after(timed_out)) == (not has_critics(state))
+    assert all_equal(as_it_was, after(timed_out)) == (not bootstraps(name, phase))
 
 
-def test_missing_next_actions_are_not_read(name, state):
-    it = lab(name)
+def test_missing_next_actions_are_not_read(stage):
+    name, phase = stage
+    it, state = lab(name), start(name, phase)
+    train = it.phases[phase].train
     data, key = toy_mdps.random_data(), jax.random.key(1)
     garbage = jnp.where(data.has_next_action[:, None] == 0.0, 0.9, data.next_action)
-    a = it.train(state, key, data, it.hyper, 0, CALLS)
+    a = train(state, key, data, it.hyper, 0, CALLS)
     changed = data._replace(next_action=garbage)
-    assert all_equal(a, it.train(state, key, changed, it.hyper, 0, CALLS))
+    assert all_equal(a, train(state, key, changed, it.hyper, 0, CALLS))
 
 
-def test_a_neighbour_full_of_nan_changes_nothing(name):
-    states = many(name)
-    healthy = many(name, states, CALLS)
+def test_a_neighbour_full_of_nan_changes_nothing(stage):
+    name, phase = stage
+    states = states_before(name, phase + 1)
+    healthy = many(name, phase, states, CALLS)
     sick = jax.tree.map(
         lambda x: x.at[0].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         states,
     )
-    after = many(name, sick, CALLS)
+    after = many(name, phase, sick, CALLS)
     actor = jax.tree.leaves(lane(after, 0).actor)
     assert all(np.isnan(x).all() for x in actor)
     for i in range(1, len(settings_of(name)[0]) + 2):

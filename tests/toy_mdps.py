@@ -16,7 +16,7 @@ import numpy as np
 
 from offrl_jax.agents import registry
 from offrl_jax.agents.entry import resolve
-from offrl_jax.types import Agent, Spec, Transitions
+from offrl_jax.types import Agent, Phase, Spec, Transitions
 
 N = 512
 SPEC = Spec(obs_dim=2, action_dim=1, horizon=2)
@@ -96,32 +96,62 @@ def random_data() -> Transitions:
     return data._replace(next_action=jnp.asarray(next_action, jnp.float32))
 
 
-class Lab(NamedTuple):
-    """An agent with tiny networks, its default settings, and compiled training.
+class Runner(NamedTuple):
+    """Compiled training in one phase of an agent.
 
     Attributes:
+      phase: what is trained.
       traces: how often `train` has been traced, as a list of one number.
-      init: compiled `(key, hyper) -> state`.
       train: `(state, key, data, hyper, start, stop) -> state`; stop is excluded.
       train_many: the same with a leading axis on state, key and hyper.
+    """
+
+    phase: Phase
+    traces: list[int]
+    train: Callable[..., Any]
+    train_many: Callable[..., Any]
+
+
+class Lab(NamedTuple):
+    """An agent with tiny networks and its default settings; compiled when first used.
+
+    Attributes:
+      init: compiled `(key, hyper) -> state`.
+      phases: one `Runner` per phase of the agent, in their order.
     """
 
     agent: Agent
     config: Any
     hyper: Any
-    traces: list[int]
     init: Callable[..., Any]
-    train: Callable[..., Any]
-    train_many: Callable[..., Any]
+    phases: tuple[Runner, ...]
+
+    @property
+    def train(self) -> Callable[..., Any]:
+        """`train` of the last phase: the whole training of most agents."""
+        return self.phases[-1].train
+
+
+def phase_names(name: str) -> list[str]:
+    """Names of an agent's phases, without touching a device."""
+    return [phase.name for phase in _tiny(name)[0].phases]
+
+
+def _tiny(name: str) -> tuple[Agent, Any, Any]:
+    entry = registry.get_entry(name)
+    config, hyper = resolve(entry, family="toy", preset=None, overrides=TINY)
+    return entry.make(config, SPEC), config, hyper
 
 
 @functools.cache
 def lab(name: str) -> Lab:
     """The laboratory of one registered agent, compiled once per test process."""
-    entry = registry.get_entry(name)
-    config, hyper = resolve(entry, family="toy", preset=None, overrides=TINY)
-    agent = entry.make(config, SPEC)
-    phase = agent.phases[-1]
+    agent, config, hyper = _tiny(name)
+    runners = tuple(_runner(agent, phase) for phase in agent.phases)
+    return Lab(agent, config, as_arrays(hyper), jax.jit(agent.init), runners)
+
+
+def _runner(agent: Agent, phase: Phase) -> Runner:
     rows = agent.batch_size * phase.stride
     traces = [0]
 
@@ -140,15 +170,7 @@ def lab(name: str) -> Lab:
         )
 
     many = jax.vmap(train, (0, 0, None, 0, None, None))
-    return Lab(
-        agent,
-        config,
-        as_arrays(hyper),
-        traces,
-        jax.jit(agent.init),
-        jax.jit(train),
-        jax.jit(many),
-    )
+    return Runner(phase, traces, jax.jit(train), jax.jit(many))
 
 
 def as_arrays(hyper: Any) -> Any:
@@ -156,11 +178,23 @@ def as_arrays(hyper: Any) -> Any:
     return jax.tree.map(jnp.float32, hyper)
 
 
-def solve(name: str, data: Transitions, calls: int, **settings: float) -> Any:
-    """The state after `calls` calls on `data`, with some settings replaced."""
+def solve(
+    name: str,
+    data: Transitions,
+    calls: int,
+    pretraining: int = 0,
+    **settings: float,
+) -> Any:
+    """The state after `calls` calls on `data`, with some settings replaced.
+
+    Each phase before the last is called `pretraining` times, which must not be 0 then.
+    """
     it = lab(name)
+    assert (pretraining > 0) == (len(it.phases) > 1), "pretraining: for several phases"
     hyper = as_arrays(it.hyper.replace(**settings))
     state = it.init(jax.random.key(0), hyper)
+    for runner in it.phases[:-1]:
+        state = runner.train(state, jax.random.key(3), data, hyper, 0, pretraining)
     return it.train(state, jax.random.key(1), data, hyper, 0, calls)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offrl_jax import errors
-from offrl_jax.agents import bc, gaussian_bc, iql, rebrac, td3_bc
+from offrl_jax.agents import awac, awr, bc, brac, gaussian_bc, inac, iql, rebrac, td3_bc
 from offrl_jax.agents.entry import AgentEntry
 
 REGISTRY: dict[str, AgentEntry] = {
@@ -14,6 +14,10 @@ REGISTRY: dict[str, AgentEntry] = {
         td3_bc.ENTRY,
         iql.ENTRY,
         rebrac.ENTRY,
+        awr.ENTRY,
+        awac.ENTRY,
+        inac.ENTRY,
+        brac.ENTRY,
     )
 }
 """Every algorithm; the conformance suite runs through all of them."""
