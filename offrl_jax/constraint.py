@@ -56,9 +56,9 @@ def closed_form(
     """
     chex.assert_rank((q, log_beta, alpha, kappa), (1, 1, 0, 0))
     supported = ~jnp.isneginf(log_beta)
-    # Relative to the mode, so that a large kappa costs no digits of the probabilities.
+    # Relative to the mode: a large kappa costs no digits of the probabilities.
     mode = jnp.max(log_beta)
-    # Not kappa * -inf, which is NaN at kappa = 0.
+    # Not kappa * -inf: NaN at kappa = 0, and NaN in the derivative at any kappa.
     tempered = kappa * jnp.where(supported, log_beta - mode, 0.0)
     relative = jnp.where(supported, tempered + q / alpha, -jnp.inf)
     log_z = jax.nn.logsumexp(relative) + kappa * mode

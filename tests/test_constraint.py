@@ -124,6 +124,31 @@ def test_actions_outside_the_support_stay_outside(kappa, outside):
     np.testing.assert_allclose(value, 0.5 * log_z, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kappa", KAPPAS)
+def test_derivatives_of_the_value_by_the_density(kappa):
+    """`dV/dkappa = alpha E log beta`, `dV/dlog beta = alpha kappa pi*`; no NaN."""
+    q, log_beta, alpha = (x[0] if np.ndim(x) else x for x in _case(1))
+    log_beta[2] = -np.inf
+    slope = jax.jit(jax.grad(lambda *args: constraint.closed_form(*args)[1], (1, 3)))
+    by_density, by_kappa = slope(q, log_beta, alpha, kappa)
+    inside = np.delete(np.arange(len(q)), 2)
+    policy = np.zeros(len(q))
+    policy[inside] = scipy.special.softmax(kappa * log_beta[inside] + q[inside] / alpha)
+    np.testing.assert_allclose(by_density, alpha * kappa * policy, atol=1e-12)
+    want = alpha * policy[inside] @ log_beta[inside]
+    np.testing.assert_allclose(by_kappa, want, rtol=1e-10)
+
+
+def test_a_large_common_value_costs_no_digits():
+    """float32, and all numbers are exact in it: only differences of Q count."""
+    q = 8192.0 + jnp.array([0.0, 1.0, 3.0]) / 64.0
+    log_policy, value = constraint.closed_form(q, jnp.zeros(3), 1 / 64, 1.0)
+    want = scipy.special.log_softmax([0.0, 1.0, 3.0])
+    np.testing.assert_allclose(log_policy, want, rtol=1e-6)
+    np.testing.assert_allclose(value, 8192.0 + (3.0 - want[2]) / 64.0, rtol=1e-6)
+
+
 def test_a_broken_density_is_not_taken_for_an_empty_one():
     log_policy, value = constraint.closed_form(
         jnp.zeros(3), jnp.array([-1.0, jnp.nan, -1.0]), 1.0, 0.5
