@@ -1,7 +1,6 @@
 """The formulas of constraint interpolation against solvers, quadrature and NumPy.
 
-Section numbers are those of docs/algorithms/acpo.md's sources; what needs a whole MDP
-is in test_constraint_theory.py.
+What needs a whole MDP is in test_constraint_theory.py.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_tabular_solutions_equal_rollouts():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.5])
 def test_max_entropy_performance_difference_lemma(alpha):
-    """A.4.1 in both forms; alpha = 0 is Kakade & Langford's (2002)."""
+    """Both forms of it; alpha = 0 is Kakade & Langford's (2002)."""
     for seed in range(8):
         rng = np.random.default_rng(seed)
         mdp = tabular.random_mdp(rng, terminates=0.3 * (seed % 2))
@@ -89,7 +89,7 @@ def test_max_entropy_performance_difference_lemma(alpha):
 
 @pytest.mark.parametrize("kappa", KAPPAS)
 def test_improvement_identity_and_lower_bound(kappa):
-    """A.4.2: what the closed form gains over the behaviour, exactly and at least."""
+    """What the closed form gains over the behaviour, exactly and at least."""
     alpha, gaps = 0.3, []
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -138,7 +138,7 @@ def test_support_constrained_soft_improvement_is_monotone_to_the_optimum():
 
 
 def _bound(xi, gamma, largest_reward=1.0):
-    """A.4.3: `2 R_max / (1 - gamma)^2 * sqrt(xi / 2)`."""
+    """`2 R_max / (1 - gamma)^2 * sqrt(xi / 2)`."""
     return 2.0 * largest_reward / (1.0 - gamma) ** 2 * np.sqrt(xi / 2.0)
 
 
@@ -168,7 +168,7 @@ def test_projection_bound(gamma):
         best = _optimal(q, beta, 0.3, KAPPAS[seed % len(KAPPAS)])
         d = tabular.occupancy(mdp, best)
         target = tabular.soft_return(mdp, best, 0.0)
-        # With A.4.2: the return of the closed form is at least this.
+        # With the improvement bound: the closed form returns at least this.
         log_beta, kappa = np.log(beta), KAPPAS[seed % len(KAPPAS)]
         move = 0.3 * kappa * (_mean(beta, log_beta) - _mean(best, log_beta))
         least = tabular.soft_return(mdp, beta, 0.3) + (
