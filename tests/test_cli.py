@@ -30,6 +30,7 @@ COMMANDS = (
     "benchmark",
     "run",
     "leaderboard",
+    "curves",
     "agents",
     "tasks",
     "data list",
@@ -68,7 +69,15 @@ class TestHelp:
         parsed = []
         from offrl_jax.cli import commands
 
-        for name in ("Benchmark", "Run", "Leaderboard", "Agents", "Tasks", "Doctor"):
+        for name in (
+            "Benchmark",
+            "Run",
+            "Leaderboard",
+            "Curves",
+            "Agents",
+            "Tasks",
+            "Doctor",
+        ):
             monkeypatch.setattr(
                 getattr(commands, name), "run", lambda self: parsed.append(self) or 0
             )

@@ -18,6 +18,8 @@ from offrl_jax.cli.running import (
     parse_settings,
     run_and_draw,
     show,
+    show_final_metrics,
+    tell,
     write,
 )
 from offrl_jax.errors import UsageError
@@ -148,13 +150,16 @@ class Run:
             protocol=Protocol(self.episodes, self.evaluations),
             pretraining_updates=self.pretraining_updates,
         )
-        return run_and_draw(
+        code = run_and_draw(
             suite,
             self.results,
             self.data_dir,
             max_parallel=self.max_parallel,
             overrides=parse_settings(self.set),
         )
+        if code == 0:
+            show_final_metrics(self.results, self.agent, self.task)
+        return code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +190,42 @@ class Leaderboard:
             show(board, self.format)
             return 0
         write(self.out, leaderboard.draw(board, self.format))
+        print(f"wrote {self.out}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Draw training metrics of a results folder against updates; runs nothing.
+
+    A panel per metric and task, a thin line per seed, the median bold.
+
+    Example: offrl curves results/quick --metrics q_mean score --agent td3_bc iql \
+      --out curves.png
+    """
+
+    results: Positional[Annotated[Path, arg(metavar="DIR")]]
+    """Results folder."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """File to write: .png, .pdf or .svg."""
+    metrics: _Names = None
+    """Metrics; score and return are the evaluations'. Default: all recorded ones."""
+    agent: _Names = None
+    """Only these agents: names, or NAME@PRESET. Default: all."""
+    task: _Names = None
+    """Only these tasks. Default: all."""
+
+    def run(self) -> int:
+        """Draws."""
+        for name in ("metrics", "agent", "task"):
+            if getattr(self, name) == ():
+                raise UsageError(f"--{name} needs at least one name")
+        from offrl_jax import figures
+
+        suffix = figures.check_suffix(self.out)
+        runs = figures.read_runs(self.results, tell, self.agent, self.task)
+        panels = figures.panels(runs, self.metrics)
+        write(self.out, figures.render(figures.draw(panels), suffix))
         print(f"wrote {self.out}")
         return 0
 
@@ -352,6 +393,7 @@ Command = (
     Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Run, subcommand("run")]
     | Annotated[Leaderboard, subcommand("leaderboard")]
+    | Annotated[Curves, subcommand("curves")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]
     | Annotated[Data, subcommand("data")]

@@ -44,5 +44,5 @@ def _subcommands(arguments: Sequence[str]) -> list[str]:
     if arguments[:1] == ["data"]:
         actions = ("list", "prepare", "check", "import")
         return ["data", *(word for word in arguments[1:2] if word in actions)]
-    known = ("benchmark", "run", "leaderboard", "agents", "tasks", "doctor")
+    known = ("benchmark", "run", "leaderboard", "curves", "agents", "tasks", "doctor")
     return [word for word in arguments[:1] if word in known]

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,16 +59,28 @@ def show(board: Any, style: str) -> None:
     print(leaderboard.draw(board, style, width=width, colour=terminal), end="")
 
 
-def write(path: Path, text: str) -> None:
+def tell(line: str) -> None:
+    """Shows a message about a results folder."""
+    print(f"offrl: {line}", file=sys.stderr)
+
+
+def write(path: Path, content: str | bytes) -> None:
     """Replaces a file as a whole: where that fails, the old one stands."""
+
+    def fill(file: Path) -> None:
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            file.write_text(content, encoding="utf-8")
+
     special = path.exists() and not path.is_file()  # such as /dev/stdout
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if special:
-            path.write_text(text, encoding="utf-8")
+            fill(path)
             return
         try:
-            temporary.write_text(text, encoding="utf-8")
+            fill(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -144,4 +157,59 @@ def run_and_draw(
     for style in ("md", "csv", "json"):
         write(folder / f"leaderboard.{style}", leaderboard.draw(board, style))
     print(f"rows: {folder}/rows/*.jsonl   tables: {folder}/leaderboard.{{md,csv,json}}")
+    print(
+        f"metrics: {folder}/metrics/*.jsonl   figures: offrl curves {folder} --out FILE"
+    )
     return 1 if outcome.failed or outcome.busy else 0
+
+
+COLUMNS = 4
+"""Tasks beside each other in a table of metrics."""
+
+
+def show_final_metrics(folder: Path, agent: str, tasks: Sequence[str]) -> None:
+    """Prints where every training metric of an agent ended, as medians over seeds."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from offrl_jax import figures
+
+    # What is torn was told when the run began.
+    runs = figures.read_runs(
+        folder, lambda line: None, tasks=list(dict.fromkeys(tasks))
+    )
+    finals = figures.final_values([run for run in runs if run.cell.agent == agent])
+    if not finals:
+        print(
+            f"no training metrics of {agent} are in {folder}: older versions kept none"
+        )
+        return
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width, highlight=False, markup=False)
+    for label, group in groupby(finals, key=lambda final: final.label):
+        found = list(group)
+        value = {(f.task, f.phase, f.metric): f for f in found}
+        named = list(dict.fromkeys(final.task for final in found))
+        lines = list(dict.fromkeys((final.phase, final.metric) for final in found))
+        phased = len({phase for phase, _ in lines}) > 1
+        for first in range(0, len(named), COLUMNS):
+            shown = named[first : first + COLUMNS]
+            table = Table("metric", box=box.SIMPLE_HEAD, show_edge=False)
+            for task in shown:
+                table.add_column(task, justify="right")
+            for phase, metric in lines:
+                ends = [value.get((task, phase, metric)) for task in shown]
+                table.add_row(
+                    f"{metric} ({phase})" if phased else metric, *map(_final, ends)
+                )
+            print(f"\nlast values of {label}, median over seeds")
+            console.print(table)
+
+
+def _final(final: Any) -> str:
+    """A cell of the table: four digits, and how many runs it leaves out."""
+    if final is None:
+        return "-"
+    diverged = f" ({final.diverged} diverged)" if final.diverged else ""
+    return (f"{final.value:.4g}" if final.seeds else "-") + diverged
