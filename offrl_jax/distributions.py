@@ -236,16 +236,16 @@ def spline_forward(spline: Spline, x: Array) -> tuple[Array, Array]:
 def spline_inverse(spline: Spline, y: Array) -> Array:
     """The `x` in [-1, 1] whose image is `y` `[...]`: a quadratic equation per element.
 
-    Durkan et al. (2019), equations 6 to 8, in the form without cancellation.
+    Equations 6 to 8 of Durkan et al., whose discriminant is here a sum of squares and
+    whose solution a ratio of positive terms, so that nothing cancels in float32.
     """
     b = _bin(spline, spline.y, y)
     mean_slope = b.height / b.width
-    rise = y - b.y
-    curvature = b.left + b.right - 2.0 * mean_slope
-    quadratic = b.height * (mean_slope - b.left) + rise * curvature
-    linear = b.height * b.left - rise * curvature
-    constant = -mean_slope * rise
-    # Never negative but for rounding: the spline is monotone.
-    root = jnp.sqrt(jnp.maximum(jnp.square(linear) - 4.0 * quadratic * constant, 0.0))
-    t = -2.0 * constant / (linear + root)
+    rise = jnp.clip((y - b.y) / b.height, 0.0, 1.0)
+    tilt = b.left * (1.0 - rise) - b.right * rise
+    rest = 4.0 * jnp.square(mean_slope) * rise * (1.0 - rise)
+    root = jnp.sqrt(jnp.square(tilt) + rest)
+    # root + tilt, where that is no difference; else times (root - tilt) over itself.
+    sum_of_both = jnp.where(tilt > 0.0, root + tilt, rest / (root + jnp.abs(tilt)))
+    t = 2.0 * mean_slope * rise / (2.0 * mean_slope * rise + sum_of_both)
     return jnp.clip(b.x + t * b.width, -1.0, 1.0)
