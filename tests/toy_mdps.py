@@ -183,6 +183,7 @@ def solve(
     data: Transitions,
     calls: int,
     pretraining: int = 0,
+    /,
     **settings: float,
 ) -> Any:
     """The state after `calls` calls on `data`, with some settings replaced.
