@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from offrl_jax import errors
-from offrl_jax.agents import awac, awr, bc, brac, gaussian_bc, inac, iql, rebrac, td3_bc
+from offrl_jax.agents import (
+    acpo,
+    awac,
+    awr,
+    bc,
+    brac,
+    gaussian_bc,
+    inac,
+    iql,
+    rebrac,
+    td3_bc,
+)
 from offrl_jax.agents.entry import AgentEntry
 
 REGISTRY: dict[str, AgentEntry] = {
@@ -18,6 +29,7 @@ REGISTRY: dict[str, AgentEntry] = {
         awac.ENTRY,
         inac.ENTRY,
         brac.ENTRY,
+        acpo.ENTRY,
     )
 }
 """Every algorithm; the conformance suite runs through all of them."""

@@ -16,6 +16,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "offrl-jax")
 # What training is made of.  Sources of other rooms may change under a checkpoint.
 _TRAINING_SOURCES = (
     "types.py",
+    "constraint.py",
+    "densities.py",
     "losses.py",
     "networks.py",
     "distributions.py",
@@ -24,11 +26,11 @@ _TRAINING_SOURCES = (
     "evaluation.py",
     "agents",
     "envs",
-    "fisher",
     "datasets",
     "catalogue.py",
     "benchmark/preparation.py",
     "benchmark/jobs.py",
+    "benchmark/recording.py",
 )
 
 
