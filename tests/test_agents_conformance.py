@@ -16,8 +16,15 @@ from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY
 
 # Half of a default shows within a few updates, but not for the length of a schedule,
-# nor for a bound that only large numbers reach.
-PERTURBED = {"actor_decay_updates": 4.0, "largest_weight": 0.5}
+# nor for a bound that only large numbers reach; half of zero is zero.
+PERTURBED = {
+    "actor_decay_updates": 4.0,
+    "largest_weight": 0.5,
+    "kappa_max": 0.5,
+    "delta": 1.0,
+}
+# Presets of another structure, for settings that the default structure does not read.
+OTHER_STRUCTURES = {"acpo": ("acpo@paper", "acpo@in_sample")}
 CALLS = 4
 
 
@@ -144,11 +151,14 @@ def test_settings_are_traced_and_nothing_recompiles(stage):
 
 def test_every_setting_changes_something(name):
     """A state after all phases, each of them a few updates long."""
-    names, _ = settings_of(name)
-    states = states_before(name, len(lab(name).phases))
-    assert all_equal(lane(states, 0), lane(states, 1))
-    for i, setting in enumerate(names):
-        assert not all_equal(lane(states, 0), lane(states, i + 2)), setting
+    effective = set()
+    for label in (name, *OTHER_STRUCTURES.get(name, ())):
+        states = states_before(label, len(lab(label).phases))
+        assert all_equal(lane(states, 0), lane(states, 1))
+        for i, setting in enumerate(settings_of(label)[0]):
+            if not all_equal(lane(states, 0), lane(states, i + 2)):
+                effective.add(setting)
+    assert effective == set(settings_of(name)[0])
 
 
 def test_every_phase_learns(stage):

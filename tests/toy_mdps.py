@@ -137,16 +137,17 @@ def phase_names(name: str) -> list[str]:
     return [phase.name for phase in _tiny(name)[0].phases]
 
 
-def _tiny(name: str) -> tuple[Agent, Any, Any]:
+def _tiny(label: str) -> tuple[Agent, Any, Any]:
+    name, preset = registry.parse_label(label)
     entry = registry.get_entry(name)
-    config, hyper = resolve(entry, family="toy", preset=None, overrides=TINY)
+    config, hyper = resolve(entry, family="toy", preset=preset, overrides=TINY)
     return entry.make(config, SPEC), config, hyper
 
 
 @functools.cache
-def lab(name: str) -> Lab:
-    """The laboratory of one registered agent, compiled once per test process."""
-    agent, config, hyper = _tiny(name)
+def lab(label: str) -> Lab:
+    """The laboratory of `NAME` or `NAME@PRESET`, compiled once per test process."""
+    agent, config, hyper = _tiny(label)
     runners = tuple(_runner(agent, phase) for phase in agent.phases)
     return Lab(agent, config, as_arrays(hyper), jax.jit(agent.init), runners)
 

@@ -434,5 +434,15 @@ ENTRY = AgentEntry(
             source="forward projection of the second-hand equations, with the notes' "
             "rule for the threshold",
         ),
+        "in_sample": Preset(
+            config={
+                "actor": "forward",
+                "critic": "expectile",
+                "threshold": "ess",
+                "critics": 2,
+            },
+            hyper={"alpha": 1.0, "level": 0.5},
+            source="ours: nothing is ever evaluated at actions outside of the data",
+        ),
     },
 )
