@@ -115,9 +115,7 @@ def make_awac(config: Config, spec: Spec) -> Agent:
         mean, log_std = networks.apply(actor, params, obs)
         return jnp.tanh(mean), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
-    def sample(key: Key, params: networks.Params, obs: Array) -> Array:
-        mean, log_std = policy_of(params, obs)
-        noise = jax.random.normal(key, mean.shape)
+    def perturbed(mean: Array, log_std: Array, noise: Array) -> Array:
         return jnp.clip(mean + jnp.exp(log_std) * noise, -1.0, 1.0)
 
     def critic_loss(
@@ -130,17 +128,30 @@ def make_awac(config: Config, spec: Spec) -> Agent:
         return jnp.asarray(sum(jnp.mean(jnp.square(q_i - target)) for q_i in q))
 
     def actor_loss(
-        params: networks.Params, batch: Transitions, weight: Array
-    ) -> tuple[Array, Array]:
+        params: networks.Params,
+        critics: tuple[networks.Params, ...],
+        batch: Transitions,
+        q: Array,
+        noise: Array,
+        hyper: Hyper,
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
+        # One forward pass gives the action that stands for V(s) and the likelihood.
         mean, log_std = policy_of(params, batch.obs)
+        own_action = jax.lax.stop_gradient(perturbed(mean, log_std, noise))
+        advantage = q - networks.smallest_q(critic, critics, batch.obs, own_action)
+        weight = jax.vmap(losses.awr_weight, (0, None, None))(
+            advantage, 1.0 / hyper.temperature, hyper.largest_weight
+        )
         log_prob = distributions.normal(mean, log_std).log_prob(batch.action)
-        return -jnp.mean(weight * log_prob), jnp.mean(jnp.exp(log_std))
+        aux = jnp.mean(advantage), jnp.mean(weight), jnp.mean(jnp.exp(log_std))
+        return -jnp.mean(weight * log_prob), aux
 
     def update(
         key: Key, state: State, batch: Transitions, hyper: Hyper
     ) -> tuple[State, Metrics]:
         next_key, value_key = jax.random.split(key)
-        next_action = sample(next_key, state.actor, batch.next_obs)
+        next_noise = jax.random.normal(next_key, batch.action.shape)
+        next_action = perturbed(*policy_of(state.actor, batch.next_obs), next_noise)
         target = jax.vmap(losses.td_target, (0, 0, 0, None))(
             batch.reward,
             batch.discount,
@@ -155,14 +166,10 @@ def make_awac(config: Config, spec: Spec) -> Agent:
         )
 
         q = networks.smallest_q(critic, critics, batch.obs, batch.action)
-        own_action = sample(value_key, state.actor, batch.obs)
-        v = networks.smallest_q(critic, critics, batch.obs, own_action)
-        weight = jax.vmap(losses.awr_weight, (0, None, None))(
-            q - v, 1.0 / hyper.temperature, hyper.largest_weight
-        )
-        (pi_loss, std), grads = jax.value_and_grad(actor_loss, has_aux=True)(
-            state.actor, batch, weight
-        )
+        noise = jax.random.normal(value_key, batch.action.shape)
+        (pi_loss, (advantage, weight, std)), grads = jax.value_and_grad(
+            actor_loss, has_aux=True
+        )(state.actor, critics, batch, q, noise, hyper)
         actor_params, actor_opt = optim.adam_step(
             grads, state.actor_opt, state.actor, hyper.actor_lr
         )
@@ -177,8 +184,8 @@ def make_awac(config: Config, spec: Spec) -> Agent:
             "critic_loss": q_loss,
             "actor_loss": pi_loss,
             "q_mean": jnp.mean(q),
-            "advantage_mean": jnp.mean(q - v),
-            "weight_mean": jnp.mean(weight),
+            "advantage_mean": advantage,
+            "weight_mean": weight,
             "std": std,
         }
 
