@@ -429,6 +429,16 @@ ENTRY = AgentEntry(
             },
             source="ours: for some 6,000 updates on two CPU cores",
         ),
+        "small": Preset(
+            config={"hidden": (64, 64), "batch_size": 128},
+            hyper={
+                "actor_lr": 1e-3,
+                "critic_lr": 1e-3,
+                "value_lr": 1e-3,
+                "behaviour_lr": 1e-3,
+            },
+            source="ours: the nets of the experiments in docs/algorithms/acpo.md",
+        ),
         "paper": Preset(
             config={"actor": "forward", "threshold": "nll", "critics": 2},
             source="forward projection of the second-hand equations, with the notes' "
