@@ -16,6 +16,7 @@ import collections
 import dataclasses
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,10 +42,10 @@ class Tables:
 
 
 def final_scores(rows: Sequence[Row]) -> dict[Key, dict[int, float]]:
-    """Score of every seed's last evaluation; NaN for a run that failed."""
+    """Score of every seed's last evaluation, NaN for a failed run; not the data's own."""
     found: dict[Key, dict[int, float]] = collections.defaultdict(dict)
     for row in rows:
-        if row.step == row.updates_total:
+        if row.seed is not None and row.step == row.updates_total:
             score = math.nan if row.score is None else row.score
             found[row.task, row.agent, row.setting][row.seed] = score
     return found
@@ -73,9 +74,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of the mean, by Student's t; NaN for a single value."""
     if len(values) < 2:
         return math.nan, math.nan
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * (
-        statistics.stdev(values) / math.sqrt(len(values))
-    )
+    quantile = float(scipy.stats.t.ppf(0.975, len(values) - 1))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
     return mean - half, mean + half
 
@@ -113,7 +113,7 @@ def table(
 
 def main(arguments: Tables) -> None:
     """Prints the tables of all tasks."""
-    scores = final_scores(read_rows(arguments.results))
+    scores = final_scores(read_rows(arguments.results, warnings.warn))
     metrics = final_metrics(read_metrics(arguments.results))
     for task in sorted({key[0] for key in scores}):
         print(table(task, scores, metrics), end="\n\n")

@@ -219,7 +219,8 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         params, opt = optim.adam_step(
             grads, state.behaviour_opt, state.behaviour, hyper.behaviour_lr
         )
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             behaviour=params,
             behaviour_opt=opt,
             # From here on, so that the policy phase starts with a settled unit.
@@ -374,7 +375,8 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         )
         # Per dimension: Var(log beta), and with it the largest stable step, grows as A.
         slack = constraint.dual_gradient(own_density, threshold) / spec.action_dim
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             actor=actor_params,
             critics=critics,
             value=value_params,
