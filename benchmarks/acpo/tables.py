@@ -42,7 +42,7 @@ class Tables:
 
 
 def final_scores(rows: Sequence[Row]) -> dict[Key, dict[int, float]]:
-    """Score of every seed's last evaluation, NaN for a failed run; not the data's own."""
+    """Score of every seed's last evaluation, NaN for a failed run."""
     found: dict[Key, dict[int, float]] = collections.defaultdict(dict)
     for row in rows:
         if row.seed is not None and row.step == row.updates_total:
