@@ -51,6 +51,8 @@ PALETTE = (
 )
 """Told apart by colour-blind people: Okabe & Ito 2008, without the yellow, too pale for
 a line on white."""
+# Width of a legend's line with its gaps, and of a character of its small font.
+_LEGEND_INCHES, _CHARACTER_INCHES = 0.6, 0.075
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -410,10 +412,13 @@ def draw(drawn: Sequence[Panel]) -> Figure:
         Line2D([], [], linewidth=2.2, label=_legend(label, drawn), **look[label])
         for label in sorted(every)
     ]
+    # Columns that fit beside each other: a legend wider than the figure is cut off.
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    column = _LEGEND_INCHES + _CHARACTER_INCHES * longest
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 2 * len(tasks)),
+        ncols=max(1, min(len(handles), int(figure.get_figwidth() / column))),
         title="bold: median over seeds; thin: one seed",
         title_fontsize="small",
         fontsize="small",

@@ -272,6 +272,18 @@ class TestFigure:
         first = drawn()
         assert first.startswith(begins) and first == drawn()
 
+    def test_legend_of_many_long_names_lies_within_the_figure(
+        self, tmp_path: Path
+    ) -> None:
+        for i in range(7):
+            about = {"run_id": f"run-{i}", "setting": f"a rather long setting {i}"}
+            write(tmp_path, curve([1.0, 2.0], seed=0, **about))
+        figure = figures.draw(figures.panels(read(tmp_path)))
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box, whole = legend.get_window_extent(), figure.bbox
+        assert box.x0 >= whole.x0 and box.x1 <= whole.x1
+
     @pytest.mark.parametrize("name", ["a.gif", "a", "png"])
     def test_unknown_suffix(self, name: str) -> None:
         with pytest.raises(UsageError, match=r"choose \.png, \.pdf or \.svg"):
