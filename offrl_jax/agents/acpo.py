@@ -51,7 +51,7 @@ from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 0.0
 # Rewards that hardly vary count as this much variation.
 _SMALLEST_SCALE = 1e-3
-# Rate of the running averages of the reward's variance and of the threshold.
+# Lowest rate of the running averages of the reward's variance and of the threshold.
 _AVERAGING = 0.005
 # Candidates of the rule `ess`, over [0, _LARGEST_CANDIDATE].
 _CANDIDATES, _LARGEST_CANDIDATE = 33, 4.0
@@ -207,8 +207,10 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         found = behaviour.log_prob(key, params, obs, action)
         return constraint.bounded_log_density(found, spec.action_dim)
 
-    def averaged(average: Array, batch: Array) -> Array:
-        return average + _AVERAGING * (batch - average)
+    def averaged(average: Array, batch: Array, seen: Array) -> Array:
+        # The plain mean of the first batches: where it starts does not matter.
+        rate = jnp.maximum(_AVERAGING, 1.0 / (seen.astype(jnp.float32) + 1.0))
+        return average + rate * (batch - average)
 
     def fit_behaviour(
         key: Key, state: State, batch: Transitions, hyper: Hyper
@@ -224,7 +226,11 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
             behaviour=params,
             behaviour_opt=opt,
             # From here on, so that the policy phase starts with a settled unit.
-            reward_variance=averaged(state.reward_variance, jnp.var(batch.reward)),
+            reward_variance=averaged(
+                state.reward_variance,
+                jnp.var(batch.reward),
+                optim.steps_taken(state.behaviour_opt),
+            ),
         )
         return state, {"behaviour_loss": nll}
 
@@ -301,7 +307,12 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
     ) -> tuple[State, Metrics]:
         draw_key, next_key, density_key, actor_key = jax.random.split(key, 4)
         size = batch.reward.shape[0]
-        reward_variance = averaged(state.reward_variance, jnp.var(batch.reward))
+        seen = optim.steps_taken(state.critic_opt)
+        reward_variance = averaged(
+            state.reward_variance,
+            jnp.var(batch.reward),
+            seen + optim.steps_taken(state.behaviour_opt),
+        )
         alpha = hyper.alpha * jnp.maximum(jnp.sqrt(reward_variance), _SMALLEST_SCALE)
         kappa = state.kappa
 
@@ -371,7 +382,7 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         )
 
         threshold = averaged(
-            state.threshold, threshold_of(advantage, data_density, alpha, hyper)
+            state.threshold, threshold_of(advantage, data_density, alpha, hyper), seen
         )
         # Per dimension: Var(log beta), and with it the largest stable step, grows as A.
         slack = constraint.dual_gradient(own_density, threshold) / spec.action_dim

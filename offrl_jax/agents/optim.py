@@ -44,6 +44,11 @@ def adam_step(
     return params, opt_state
 
 
+def steps_taken(opt_state: OptState) -> chex.Array:
+    """`[]` int32: how many Adam steps made `opt_state`."""
+    return opt_state.count  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def polyak(target: Tree, online: Tree, tau: chex.Numeric) -> Tree:
     """Moves `target` towards `online`: `(1 - tau) * target + tau * online`."""
     return jax.tree.map(lambda t, o: t + tau * (o - t), target, online)
