@@ -12,6 +12,9 @@ from collections.abc import Callable
 from offrl_jax.envs import dmsd, pendulum, point_maze
 from offrl_jax.envs.base import HostEnv, PureEnv, TimeStep
 from offrl_jax.envs.mujoco_bodies import BODIES
+from offrl_jax.envs.ogbench_specs import ENVIRONMENTS as OGBENCH
+from offrl_jax.envs.ogbench_specs import IDS as OGBENCH_IDS
+from offrl_jax.envs.ogbench_specs import PREFIX as OGBENCH_PREFIX
 from offrl_jax.errors import unknown_name
 from offrl_jax.types import Spec
 
@@ -27,7 +30,10 @@ _BRIDGE = "gymnasium/"
 
 
 def known() -> list[str]:
-    """The ids of all environments of this package; `gymnasium/<id>` works besides."""
+    """The ids of all environments of this package.
+
+    `gymnasium/<id>` works besides, and OGBench's ids with its package.
+    """
     return sorted([*_PURE, *BODIES])
 
 
@@ -35,11 +41,12 @@ def make(env_id: str) -> PureEnv | HostEnv:
     """Makes the environment of that id.
 
     Args:
-      env_id: one of `known()`, or `gymnasium/<id>` for any registered Gymnasium
-        environment with box observations and bounded box actions.
+      env_id: one of `known()` or of `ogbench_specs.IDS`, or `gymnasium/<id>` for any
+        registered Gymnasium environment with box observations and bounded box actions.
 
     Raises:
-      UsageError: the id is unknown, or Gymnasium's environment is of another kind.
+      UsageError: the id is unknown, Gymnasium's environment is of another kind, or
+        the package ogbench is absent.
     """
     if env_id in _PURE:
         return _PURE[env_id]()
@@ -47,6 +54,10 @@ def make(env_id: str) -> PureEnv | HostEnv:
         from offrl_jax.envs.mujoco import MujocoEnv
 
         return MujocoEnv(env_id)
+    if env_id.startswith(OGBENCH_PREFIX):
+        from offrl_jax.envs.ogbench import OgbenchEnv
+
+        return OgbenchEnv(env_id)
     if env_id.startswith(_BRIDGE):
         from offrl_jax.envs.gymnasium_bridge import GymnasiumEnv
 
@@ -63,6 +74,8 @@ def spec_of(env_id: str) -> Spec:
         return _PURE[env_id]().spec
     if env_id in BODIES:
         return BODIES[env_id].spec
+    if env_id in OGBENCH_IDS:
+        return OGBENCH[OGBENCH_IDS[env_id][0]]
     env = make(env_id)
     if not isinstance(env, PureEnv):
         env.close()
