@@ -77,6 +77,11 @@ def log_prob_of_data(policy: distrax.Distribution, action: Array) -> Array:
     return jnp.asarray(policy.log_prob(inside))
 
 
+def log_tanh_slope(x: Array) -> Array:
+    """`log(1 - tanh(x)^2)`, elementwise, exact also where tanh rounds to +-1."""
+    return 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
+
+
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 # Below this many standard deviations the four-term series of the tail is exact in
 # float32.

@@ -96,15 +96,36 @@ def orthogonal(gain: float) -> LayerInit:
     return layer_init
 
 
+def lecun_normal(fan_in: int) -> tuple[Initializer, Initializer]:
+    """Normal of variance 1/fan_in, cut at two deviations, and zero: flax's default."""
+    del fan_in
+    return nn.initializers.lecun_normal(), nn.initializers.zeros_init()
+
+
+def scaled_uniform(scale: float) -> LayerInit:
+    """Kernel uniform with variance `scale / fan_in`, bias zero: output layers of SAC
+    and MISA in JaxCQL's line of code."""
+
+    def layer_init(fan_in: int) -> tuple[Initializer, Initializer]:
+        return _symmetric_uniform(math.sqrt(3.0 * scale / fan_in)), (
+            nn.initializers.zeros_init()
+        )
+
+    return layer_init
+
+
 class MLP(nn.Module):
-    """ReLU perceptron `[..., I] -> [..., out_dim]`.
+    """Perceptron `[..., I] -> [..., out_dim]`.
 
     Attributes:
       hidden: widths of the hidden layers.
       out_dim: width of the linear output layer.
-      layer_norm: normalises after each ReLU, the order of ReBRAC.
+      layer_norm: normalises each hidden layer.
       hidden_init: initialisation of the hidden layers.
       out_init: initialisation of the output layer.
+      activation: of the hidden layers.
+      norm_first: normalises before each activation, the order of MISA; otherwise after
+        it, the order of ReBRAC.
     """
 
     hidden: tuple[int, ...]
@@ -112,16 +133,19 @@ class MLP(nn.Module):
     layer_norm: bool = False
     hidden_init: LayerInit = torch_linear
     out_init: LayerInit = torch_linear
+    activation: Callable[[Array], Array] = nn.relu
+    norm_first: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Applies the perceptron to `[..., I]`."""
         for width in self.hidden:
             kernel_init, bias_init = self.hidden_init(x.shape[-1])
-            x = nn.relu(
-                nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
-            )
-            if self.layer_norm:
+            x = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init)(x)
+            if self.layer_norm and self.norm_first:
+                x = nn.LayerNorm()(x)
+            x = self.activation(x)
+            if self.layer_norm and not self.norm_first:
                 x = nn.LayerNorm()(x)
         kernel_init, bias_init = self.out_init(x.shape[-1])
         return nn.Dense(self.out_dim, kernel_init=kernel_init, bias_init=bias_init)(x)
@@ -167,6 +191,8 @@ class GaussianActor(nn.Module):
     state_dependent_std: bool = True
     hidden_init: LayerInit = torch_linear
     out_init: LayerInit = torch_linear
+    layer_norm: bool = False
+    norm_first: bool = False
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
@@ -175,8 +201,10 @@ class GaussianActor(nn.Module):
         out = MLP(
             self.hidden,
             out_dim,
-            hidden_init=self.hidden_init,
-            out_init=self.out_init,
+            self.layer_norm,
+            self.hidden_init,
+            self.out_init,
+            norm_first=self.norm_first,
         )(obs)
         if self.state_dependent_std:
             mean, log_std = jnp.split(out, 2, axis=-1)
@@ -195,12 +223,22 @@ class Critic(nn.Module):
     layer_norm: bool = False
     hidden_init: LayerInit = torch_linear
     out_init: LayerInit = torch_linear
+    activation: Callable[[Array], Array] = nn.relu
+    norm_first: bool = False
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         """The value of `action` in `obs`."""
         x = jnp.concatenate([obs, action], axis=-1)
-        mlp = MLP(self.hidden, 1, self.layer_norm, self.hidden_init, self.out_init)
+        mlp = MLP(
+            self.hidden,
+            1,
+            self.layer_norm,
+            self.hidden_init,
+            self.out_init,
+            self.activation,
+            self.norm_first,
+        )
         return mlp(x)[..., 0]
 
 

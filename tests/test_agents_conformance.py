@@ -22,9 +22,17 @@ PERTURBED = {
     "largest_weight": 0.5,
     "kappa_max": 0.5,
     "delta": 1.0,
+    "max_grad_norm": 1e-2,
+    "score_width": 0.1,
 }
 # Presets of another structure, for settings that the default structure does not read.
-OTHER_STRUCTURES = {"acpo": ("acpo@paper", "acpo@in_sample")}
+OTHER_STRUCTURES = {
+    "acpo": ("acpo@paper", "acpo@in_sample"),
+    "deflow": ("deflow@as_in_fidec",),
+    # With one action dimension, the trace leaves nothing of the Fisher form.
+    "fidec": ("fidec@kl",),
+    "misa": ("misa@antmaze",),
+}
 CALLS = 4
 
 

@@ -124,6 +124,45 @@ def test_orthogonal_kernels_have_equal_singular_values():
         np.testing.assert_array_equal(layer["bias"], 0.0)
 
 
+def test_scaled_uniform_and_lecun_normal():
+    layers = layers_of(
+        hidden_init=networks.lecun_normal, out_init=networks.scaled_uniform(0.01)
+    )
+    for layer, fan_in in zip(layers[:2], (100, 300), strict=True):
+        np.testing.assert_allclose(np.std(layer["kernel"]), fan_in**-0.5, rtol=0.05)
+    # Variance 0.01 / fan_in; a uniform's bound is sqrt(3) deviations.
+    assert_fills(layers[2]["kernel"], math.sqrt(3.0 * 0.01 / 200))
+    assert np.max(np.abs(layers[2]["kernel"])) > 0.9 * math.sqrt(3.0 * 0.01 / 200)
+    for layer in layers:
+        np.testing.assert_array_equal(layer["bias"], 0.0)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_mlp_with_another_activation_and_order_of_normalisation(norm_first):
+    mlp = networks.MLP((8, 8), 2, True, activation=jax.nn.elu, norm_first=norm_first)
+    x = np.random.default_rng(4).normal(size=(5, 3))
+    params = perturbed(init(mlp, jnp.zeros((1, 3))))["params"]
+
+    def elu(h):
+        return np.where(h > 0.0, h, np.expm1(np.minimum(h, 0.0)))
+
+    def normalise(h, layer):
+        centred = h - h.mean(-1, keepdims=True)
+        h = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return h * np.asarray(layer["scale"]) + np.asarray(layer["bias"])
+
+    h = x
+    for i in range(2):
+        dense = params[f"Dense_{i}"]
+        h = h @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"])
+        norm = params[f"LayerNorm_{i}"]
+        h = elu(normalise(h, norm)) if norm_first else normalise(elu(h), norm)
+    out = params["Dense_2"]
+    want = h @ np.asarray(out["kernel"], np.float64) + np.asarray(out["bias"])
+    got = networks.apply(mlp, {"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_critics_of_an_ensemble_differ_and_smallest_is_taken():
     critic = networks.Critic((16,))
     params = networks.init_critics(critic, KEY, 3, 2, 4)
@@ -143,6 +182,7 @@ def test_modules_are_hashable_and_equal_by_structure():
     for make in (
         lambda h: networks.Actor(h, 2),
         lambda h: networks.GaussianActor(h, 2),
+        lambda h: networks.Critic(h, activation=jax.nn.elu, norm_first=True),
         networks.Critic,
         networks.Value,
     ):

@@ -9,9 +9,15 @@ from offrl_jax.agents import (
     awr,
     bc,
     brac,
+    deflow,
+    fidec,
+    flow_bc,
+    fql,
     gaussian_bc,
+    ifql,
     inac,
     iql,
+    misa,
     rebrac,
     td3_bc,
 )
@@ -30,6 +36,12 @@ REGISTRY: dict[str, AgentEntry] = {
         inac.ENTRY,
         brac.ENTRY,
         acpo.ENTRY,
+        flow_bc.ENTRY,
+        ifql.ENTRY,
+        fql.ENTRY,
+        deflow.ENTRY,
+        fidec.ENTRY,
+        misa.ENTRY,
     )
 }
 """Every algorithm; the conformance suite runs through all of them."""
