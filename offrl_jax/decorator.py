@@ -108,8 +108,10 @@ def second_order_kl(
 def multiplier_loss(
     log_multiplier: Array, penalty: Array, budget: Array | float
 ) -> Array:
-    """`-log_multiplier * (penalty - budget)`; descent on it raises the multiplier
-    while the penalty `[]` is above its budget `[]`.  No gradient reaches the penalty.
+    """Dual descent, `-log_multiplier * (penalty - budget)`, on scalars `[]`.
+
+    Its gradient raises the multiplier while the penalty is above its budget, and none
+    reaches the penalty.  A constant may be left out of `log_multiplier`.
     """
     return -log_multiplier * (jax.lax.stop_gradient(penalty) - budget)
 

@@ -32,6 +32,9 @@ Field = Callable[[Array, Array], Array]
 INTEGRATORS = ("euler", "midpoint", "rk4")
 """Explicit methods of order 1, 2 and 4, with 1, 2 and 4 evaluations per step."""
 
+AGGREGATIONS = ("mean", "min")
+"""How the values of several critics become one: FQL's default, and clipped double Q."""
+
 # The kernels of all networks here: uniform, variance 2 / (fan_in + fan_out).
 _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
@@ -147,6 +150,19 @@ def all_values(
     return jnp.stack([networks.apply(value, member, obs, action) for member in params])
 
 
+def pooled(values: Array, aggregation: str) -> Array:
+    """Over the critics of `values` `[E, ...]`: one of `AGGREGATIONS`.
+
+    Raises:
+      ValueError: an aggregation that is none of them.
+    """
+    if aggregation == "mean":
+        return jnp.mean(values, axis=0)
+    if aggregation == "min":
+        return jnp.min(values, axis=0)
+    raise ValueError(f"aggregation is '{aggregation}'; choose one of {AGGREGATIONS}")
+
+
 def field_of(velocity: Velocity, params: networks.Params, obs: Array) -> Field:
     """The velocity field in `obs` `[..., O]`, for `x` `[..., A]` with the same axes."""
     return lambda x, t: networks.apply(velocity, params, obs, x, t)
@@ -195,17 +211,6 @@ def keyed_matching_loss(key: Key, field: Field, action: Array) -> Array:
     )
 
 
-def checked_integrator(name: str) -> str:
-    """`name` itself.
-
-    Raises:
-      UsageError: it is none of `INTEGRATORS`.
-    """
-    if name not in INTEGRATORS:
-        raise errors.unknown_name("integrator", name, INTEGRATORS)
-    return name
-
-
 def _step(field: Field, method: str, x: Array, t: Array, h: float) -> Array:
     """One step of size `h` (negative: backwards) from `x` `[..., A]` at `t` `[...]`."""
     first = field(x, t)
@@ -243,7 +248,8 @@ def integrate(
     Raises:
       UsageError: no step, or an unknown method.
     """
-    checked_integrator(method)
+    if method not in INTEGRATORS:
+        raise errors.unknown_name("integrator", method, INTEGRATORS)
     if steps < 1:
         raise errors.UsageError(f"a flow in {steps} steps: take 1 or more")
     h = (stop - start) / steps
