@@ -35,33 +35,28 @@ INTEGRATORS = ("euler", "midpoint", "rk4")
 AGGREGATIONS = ("mean", "min")
 """How the values of several critics become one: FQL's default, and clipped double Q."""
 
-# The kernels of all networks here: uniform, variance 2 / (fan_in + fan_out).
-_XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+def xavier_uniform(
+    fan_in: int,
+) -> tuple[networks.Initializer, networks.Initializer]:
+    """Kernel uniform of variance 2 / (fan_in + fan_out), bias zero."""
+    del fan_in
+    return nn.initializers.xavier_uniform(), nn.initializers.zeros_init()
 
 
-class GeluMLP(nn.Module):
-    """GELU perceptron `[..., I] -> [..., out_dim]`, as the flow policies' authors use.
+def gelu_mlp(
+    hidden: tuple[int, ...], out_dim: int, layer_norm: bool = False
+) -> networks.MLP:
+    """The perceptron of the flow policies' authors: GELU (in its tanh approximation),
+    normalised after it if at all, `xavier_uniform`."""
+    return networks.MLP(
+        hidden, out_dim, layer_norm, xavier_uniform, xavier_uniform, nn.gelu
+    )
 
-    Xavier-uniform kernels, zero biases, GELU in its tanh approximation.
 
-    Attributes:
-      hidden: widths of the hidden layers.
-      out_dim: width of the linear output layer.
-      layer_norm: normalises after each GELU.
-    """
-
-    hidden: tuple[int, ...]
-    out_dim: int
-    layer_norm: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Applies the perceptron to `[..., I]`."""
-        for width in self.hidden:
-            x = nn.gelu(nn.Dense(width, kernel_init=_XAVIER)(x))
-            if self.layer_norm:
-                x = nn.LayerNorm()(x)
-        return nn.Dense(self.out_dim, kernel_init=_XAVIER)(x)
+def gelu_critic(hidden: tuple[int, ...], layer_norm: bool) -> networks.Critic:
+    """A critic `(obs [..., O], action [..., A]) -> [...]` that is a `gelu_mlp`."""
+    return networks.Critic(hidden, layer_norm, xavier_uniform, xavier_uniform, nn.gelu)
 
 
 class Velocity(nn.Module):
@@ -81,7 +76,7 @@ class Velocity(nn.Module):
     def __call__(self, obs: Array, x: Array, t: Array) -> Array:
         """The velocity at `x` and time `t`."""
         inputs = jnp.concatenate([obs, x, t[..., None]], axis=-1)
-        return GeluMLP(self.hidden, self.action_dim)(inputs)
+        return gelu_mlp(self.hidden, self.action_dim)(inputs)
 
 
 class ActionMap(nn.Module):
@@ -99,11 +94,11 @@ class ActionMap(nn.Module):
     def __call__(self, obs: Array, x: Array) -> Array:
         """The image of `x`."""
         inputs = jnp.concatenate([obs, x], axis=-1)
-        return GeluMLP(self.hidden, self.action_dim)(inputs)
+        return gelu_mlp(self.hidden, self.action_dim)(inputs)
 
 
-class ActionValue(nn.Module):
-    """Action value `(obs [..., O], action [..., A]) -> [...]` by a `GeluMLP`.
+class StateValue(nn.Module):
+    """State value `obs [..., O] -> [...]`, a `gelu_mlp`.
 
     Attributes:
       hidden: widths of the hidden layers.
@@ -114,40 +109,19 @@ class ActionValue(nn.Module):
     layer_norm: bool = True
 
     @nn.compact
-    def __call__(self, obs: Array, action: Array) -> Array:
-        """The value of `action` in `obs`."""
-        inputs = jnp.concatenate([obs, action], axis=-1)
-        return GeluMLP(self.hidden, 1, self.layer_norm)(inputs)[..., 0]
-
-
-class StateValue(nn.Module):
-    """State value `obs [..., O] -> [...]` by a `GeluMLP`.
-
-    Attributes are those of `ActionValue`.
-    """
-
-    hidden: tuple[int, ...]
-    layer_norm: bool = True
-
-    @nn.compact
     def __call__(self, obs: Array) -> Array:
         """The value of `obs`."""
-        return GeluMLP(self.hidden, 1, self.layer_norm)(obs)[..., 0]
-
-
-def init_values(
-    value: ActionValue, key: Key, obs_dim: int, action_dim: int, count: int
-) -> tuple[networks.Params, ...]:
-    """Independent parameters of `count` critics: a tuple with one tree per member."""
-    obs, action = jnp.zeros((1, obs_dim)), jnp.zeros((1, action_dim))
-    return tuple(value.init(k, obs, action) for k in jax.random.split(key, count))
+        return gelu_mlp(self.hidden, 1, self.layer_norm)(obs)[..., 0]
 
 
 def all_values(
-    value: ActionValue, params: tuple[networks.Params, ...], obs: Array, action: Array
+    critic: networks.Critic,
+    params: tuple[networks.Params, ...],
+    obs: Array,
+    action: Array,
 ) -> Array:
     """Values of every critic, `[E, ...]`, at `obs` `[..., O]`, `action` `[..., A]`."""
-    return jnp.stack([networks.apply(value, member, obs, action) for member in params])
+    return jnp.stack([networks.apply(critic, member, obs, action) for member in params])
 
 
 def pooled(values: Array, aggregation: str) -> Array:

@@ -271,8 +271,8 @@ def test_scaled_velocity_lacks_the_expected_action():
 
 
 def by_hand(params, x, layer_norm=False):
-    """`GeluMLP` in float64 NumPy."""
-    layers = params["params"]["GeluMLP_0"]
+    """`gelu_mlp` in float64 NumPy."""
+    layers = params["params"]["MLP_0"]
     count = sum("Dense" in k for k in layers)
     for i in range(count):
         layer = layers[f"Dense_{i}"]
@@ -298,7 +298,7 @@ def test_networks_by_hand():
             False,
         ),
         (flows.ActionMap((8, 6), 2), args[:2], both, False),
-        (flows.ActionValue((8, 6)), args[:2], both, True),
+        (flows.gelu_critic((8, 6), True), args[:2], both, True),
         (flows.StateValue((8, 6)), args[:1], obs, True),
     ]:
         params = module.init(jax.random.key(0), *inputs)
@@ -311,7 +311,7 @@ def test_kernels_are_xavier_uniform_and_biases_zero():
     params = flows.ActionMap((400,), 3).init(
         jax.random.key(3), jnp.zeros((1, 97)), jnp.zeros((1, 3))
     )
-    layer = params["params"]["GeluMLP_0"]["Dense_0"]
+    layer = params["params"]["MLP_0"]["Dense_0"]
     bound = np.sqrt(6.0 / (100 + 400))
     kernel = np.asarray(layer["kernel"])
     assert np.abs(kernel).max() <= bound * (1 + 1e-6)

@@ -131,9 +131,9 @@ def actor_of(config: Config, spec: Spec) -> flows.ActionMap:
     return flows.ActionMap(config.hidden, spec.action_dim)
 
 
-def critic_of(config: Config) -> flows.ActionValue:
+def critic_of(config: Config) -> networks.Critic:
     """The network of one critic."""
-    return flows.ActionValue(config.hidden, config.layer_norm)
+    return flows.gelu_critic(config.hidden, config.layer_norm)
 
 
 def make_deflow(config: Config, spec: Spec) -> Agent:
@@ -155,7 +155,7 @@ def make_deflow(config: Config, spec: Spec) -> Agent:
         obs, action = jnp.zeros((1, spec.obs_dim)), jnp.zeros((1, spec.action_dim))
         flow = velocity.init(flow_key, obs, action, jnp.zeros(1))
         actor_params = residual.init(actor_key, obs, action)
-        critics = flows.init_values(
+        critics = networks.init_critics(
             critic, critic_key, spec.obs_dim, spec.action_dim, 2
         )
         log_growth = jnp.zeros(())

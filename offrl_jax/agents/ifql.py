@@ -92,9 +92,9 @@ def velocity_of(config: Config, spec: Spec) -> flows.Velocity:
     return flows.Velocity(config.hidden, spec.action_dim)
 
 
-def critic_of(config: Config) -> flows.ActionValue:
+def critic_of(config: Config) -> networks.Critic:
     """The network of one critic."""
-    return flows.ActionValue(config.hidden, config.layer_norm)
+    return flows.gelu_critic(config.hidden, config.layer_norm)
 
 
 def value_of(config: Config) -> flows.StateValue:
@@ -122,7 +122,7 @@ def make_ifql(config: Config, spec: Spec) -> Agent:
         obs, action = jnp.zeros((1, spec.obs_dim)), jnp.zeros((1, spec.action_dim))
         flow = velocity.init(flow_key, obs, action, jnp.zeros(1))
         value_params = value.init(value_key, obs)
-        critics = flows.init_values(
+        critics = networks.init_critics(
             critic, critic_key, spec.obs_dim, spec.action_dim, 2
         )
         return State(
