@@ -1,0 +1,195 @@
+"""Scores, cost and final metrics per setting, from a results folder, as Markdown.
+
+Example:
+  offrl benchmark acpo_kappa
+  python benchmarks/tables.py results/acpo_kappa --against automatic --metrics kappa
+
+Scores are those of the last evaluation: mean over seeds with the 95 % interval of
+Student's t, and the range of the seeds.  Seeds are paired with `--against`: members of
+one seed share the initial networks, the batches' draws and the evaluation's episodes,
+so the interval of their differences is often much narrower than those of the means.
+`updates/s` is of the whole population, summed over members; settings of one program
+share it.  Metrics are the seeds' medians at the end of the last phase; where metrics
+were not recorded, their columns are left out.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import os
+import statistics
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import scipy.stats
+import tyro
+from tyro.conf import Positional
+
+from offrl_jax.errors import OffrlError, UsageError
+from offrl_jax.results import MetricPoint, Row, read_metrics, read_rows
+
+Arm = tuple[str, str, str]
+"""Task, agent and setting."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Prints one table per task."""
+
+    results: Positional[Path]
+    """Results folder."""
+    against: str | None = None
+    """Arm to show paired differences to: a setting's name, or an agent's."""
+    metrics: tuple[str, ...] = ()
+    """Recorded metrics to show beside the score."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Final:
+    """The last evaluation of one arm.
+
+    Attributes:
+      scores: by seed; NaN for a failed run.
+      speed: updates per second, of the slowest program that ran a seed of it.
+    """
+
+    scores: Mapping[int, float]
+    speed: float
+
+
+def final_evaluations(rows: Sequence[Row]) -> dict[Arm, Final]:
+    """Every arm's last evaluations; those of unfinished runs are left out."""
+    last: dict[Arm, dict[int, Row]] = collections.defaultdict(dict)
+    for row in rows:
+        if row.seed is not None and row.step == row.updates_total:
+            last[row.task, row.agent, row.setting][row.seed] = row
+    return {
+        arm: Final(
+            {
+                seed: math.nan if row.score is None else row.score
+                for seed, row in sorted(by_seed.items())
+            },
+            min((row.updates_per_s or math.nan) for row in by_seed.values()),
+        )
+        for arm, by_seed in last.items()
+    }
+
+
+def final_metrics(points: Sequence[MetricPoint]) -> dict[Arm, dict[str, float]]:
+    """Median over seeds of each metric's last finite point of the phase `train`."""
+    last: dict[tuple[Arm, int], MetricPoint] = {}
+    for point in points:
+        if point.phase == "train":
+            key = (point.task, point.agent, point.setting), point.seed
+            if key not in last or last[key].step < point.step:
+                last[key] = point
+    found: dict[Arm, dict[str, list[float]]] = {}
+    for (arm, _), point in last.items():
+        for name, value in point.values.items():
+            if not math.isnan(value):
+                found.setdefault(arm, {}).setdefault(name, []).append(value)
+    return {
+        arm: {name: statistics.median(x) for name, x in metrics.items()}
+        for arm, metrics in found.items()
+    }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean, by Student's t; NaN of fewer than two, or of NaN."""
+    if len(values) < 2 or any(math.isnan(value) for value in values):
+        return math.nan, math.nan
+    quantile = float(scipy.stats.t.ppf(0.975, len(values) - 1))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def paired(scores: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
+    """Differences of the seeds that both have."""
+    return [scores[seed] - reference[seed] for seed in scores if seed in reference]
+
+
+def table(
+    task: str,
+    found: Mapping[Arm, Final],
+    recorded: Mapping[Arm, Mapping[str, float]],
+    metrics: Sequence[str] = (),
+    against: str | None = None,
+) -> str:
+    """One Markdown table, best mean first.
+
+    Raises:
+      UsageError: `against` is no setting or agent of the task, or of several arms.
+    """
+    arms = [arm for arm in found if arm[0] == task]
+    several_agents = len({agent for _, agent, _ in arms}) > 1
+    several_settings = len({setting for _, _, setting in arms}) > 1
+    reference: Arm | None = None
+    if against is not None:
+        matching = [arm for arm in arms if against in (arm[1], arm[2])]
+        if len(matching) != 1:
+            known = ", ".join(sorted({name for arm in arms for name in arm[1:]}))
+            raise UsageError(
+                f"'{against}' names {len(matching)} arms of {task}; choose one of: "
+                f"{known}"
+            )
+        reference = matching[0]
+    shown = [m for m in metrics if any(m in recorded.get(arm, {}) for arm in arms)]
+    header = [task, "mean score", "95 % interval", "range (seeds)"]
+    if against is not None:
+        header.append(f"minus {against}, paired")
+    header += ["updates/s", *(f"`{name}`" for name in shown)]
+    lines = [header, ["---"] * len(header)]
+
+    def mean(arm: Arm) -> float:
+        value = statistics.fmean(found[arm].scores.values())
+        return -math.inf if math.isnan(value) else value
+
+    for arm in sorted(arms, key=mean, reverse=True):
+        scores = found[arm].scores
+        low, high = interval(list(scores.values()))
+        names = arm[1:] if several_agents and several_settings else arm[2:]
+        cells = [
+            " ".join(names if several_settings else arm[1:2]),
+            f"{statistics.fmean(scores.values()):.1f}",
+            f"[{low:.1f}, {high:.1f}]",
+            f"{min(scores.values()):.1f} to {max(scores.values()):.1f} ({len(scores)})",
+        ]
+        if reference is not None:
+            difference = paired(scores, found[reference].scores)
+            low, high = interval(difference)
+            cells.append(
+                ""
+                if arm == reference or not difference
+                else f"{statistics.fmean(difference):+.1f} [{low:+.1f}, {high:+.1f}]"
+            )
+        cells.append(f"{found[arm].speed:,.0f}")
+        own = recorded.get(arm, {})
+        cells += [f"{own[name]:.3g}" if name in own else "" for name in shown]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def main(arguments: Tables) -> None:
+    """Prints the tables of all tasks."""
+    found = final_evaluations(read_rows(arguments.results, warnings.warn))
+    recorded = final_metrics(read_metrics(arguments.results))
+    if not found:
+        raise UsageError(f"{arguments.results} has no finished run to show")
+    for task in sorted({arm[0] for arm in found}):
+        print(table(task, found, recorded, arguments.metrics, arguments.against))
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Tables, description=__doc__))
+    except OffrlError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # `| head` has seen enough; nothing is left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
