@@ -192,7 +192,9 @@ def evaluate(runs: Runs, *, episodes: int = 100, seed: int = 0) -> Outcome:
     )
     reference, scores = runs.task.task.reference, None
     if reference is not None:
-        scores = catalogue.normalised_score(reference, found.returns).mean(axis=1)
+        scores = catalogue.episode_scores(
+            reference, found.returns, found.successes
+        ).mean(axis=1)
         scores = np.where(runs.diverged, np.nan, scores)
     return Outcome(found.returns, found.lengths, found.successes, scores)
 

@@ -2,24 +2,27 @@
 
 A task id says family and version, `classic/pendulum-mixed-v0`.  Families are never
 averaged together: `classic` is generated here, `neorl2` are the official files,
-`minari` and `local` are whatever the user put into the store.
+`ogbench` are regenerated ones or official files, `minari` and `local` are whatever the
+user put into the store.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from offrl_jax import envs
-from offrl_jax.datasets import classic, minari_io, neorl2, reference, schema
+from offrl_jax.datasets import classic, minari_io, neorl2, ogbench, reference, schema
 from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Record, Store
+from offrl_jax.envs import ogbench_specs
 from offrl_jax.errors import DataError, unknown_name
 from offrl_jax.types import Spec
 
-FAMILIES = ("classic", "neorl2", "minari", "local")
+FAMILIES = ("classic", "neorl2", "ogbench", "minari", "local")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Reference:
       minimum: undiscounted return of score 0.
       maximum: undiscounted return of score 100.
       source: who published the two numbers, or how they were measured.
+      of: `return`, or `success`: an episode counts 1 if it succeeded, else 0, in the
+        place of its return.
     """
 
     minimum: float
     maximum: float
     source: str
+    of: Literal["return", "success"] = "return"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Task:
 
     Attributes:
       id: family, name and version.
-      family: `classic`, `neorl2`, `minari` or `local`.
+      family: one of `FAMILIES`.
       env_id: name for `offrl_jax.envs.make`; None: can be trained on, not evaluated.
       spec: dimensions and horizon.
       reference: None: returns of this task are never normalised.
@@ -88,6 +94,26 @@ def normalised_score(reference: Reference, returns: np.ndarray) -> np.ndarray:
     return 100.0 * (np.asarray(returns, np.float64) - reference.minimum) / span
 
 
+def episode_scores(
+    reference: Reference, returns: np.ndarray, successes: np.ndarray | None
+) -> np.ndarray:
+    """Scores of episodes by what the reference counts, float64, shape of `returns`.
+
+    Args:
+      reference: of the episodes' task.
+      returns: undiscounted, any shape.
+      successes: bool, same shape; None where the task has no such criterion.
+
+    Raises:
+      ValueError: the reference counts successes and there are none.
+    """
+    if reference.of == "return":
+        return normalised_score(reference, returns)
+    if successes is None:
+        raise ValueError("a reference of success rates needs successes")
+    return normalised_score(reference, np.asarray(successes, np.float64))
+
+
 _CLASSIC_TEXT = {
     "pendulum": "swing up and balance a pendulum",
     "point_maze": "find the way through a maze from pieces of ways",
@@ -125,6 +151,26 @@ def _neorl2_task(task_id: str) -> Task:
         reference=Reference(official.minimum, official.maximum, neorl2.SOURCE),
         provenance="official NeoRL-2 files, checked by MD5",
         description=official.challenge,
+    )
+
+
+_SUCCESS_RATE = Reference(0.0, 1.0, "success rate, as OGBench scores", "success")
+
+
+def _ogbench_task(task_id: str, store: Store) -> Task:
+    name, goal = ogbench.TASKS[task_id]
+    dataset = ogbench.DATASETS[name]
+    provenance = "to be regenerated, or official files"
+    if store.has(task_id):
+        provenance = store.record(task_id).source["kind"]
+    return Task(
+        id=task_id,
+        family="ogbench",
+        env_id=ogbench_specs.env_id(dataset.environment, goal),
+        spec=dataset.spec,
+        reference=_SUCCESS_RATE,
+        provenance=provenance,
+        description=dataset.description,
     )
 
 
@@ -166,13 +212,14 @@ def _known_ids(store: Store) -> list[str]:
     return [
         *classic.TASKS,
         *neorl2.TASKS,
+        *ogbench.TASKS,
         *(f"minari/{one}" for one in minari_io.discover(store)),
         *sorted(one for one in local if store.has(one)),
     ]
 
 
 def known_tasks(store: Store) -> tuple[Task, ...]:
-    """All tasks: classic, NeoRL-2, and what lies in the store of Minari and own data.
+    """All tasks: classic, NeoRL-2, OGBench, and what the store has of the others.
 
     Raises:
       DataError: a record or the metadata of a dataset in the store is damaged.
@@ -192,6 +239,8 @@ def get_task(task_id: str, store: Store) -> Task:
         return _classic_task(task_id)
     if task_id in neorl2.TASKS:
         return _neorl2_task(task_id)
+    if task_id in ogbench.TASKS:
+        return _ogbench_task(task_id, store)
     family = task_id.partition("/")[0]
     if family in ("minari", "local"):
         if not _is_well_formed(task_id):
@@ -201,6 +250,13 @@ def get_task(task_id: str, store: Store) -> Task:
         task_of = _minari_task if family == "minari" else _local_task
         return task_of(task_id, store)
     raise unknown_name("task", task_id, _known_ids(store))
+
+
+def listed_as(task: Task) -> str:
+    """The name of a task's line in listings: the dataset's id where goals share one."""
+    if task.family != "ogbench":
+        return task.id
+    return ogbench.dataset_id(ogbench.dataset_of(task.id))
 
 
 def _is_well_formed(task_id: str) -> bool:
@@ -224,6 +280,12 @@ def how_to_get(task_id: str) -> str:
         return (
             f"{task_id} needs {name}: get it as told in docs/data.md, then run: "
             f"offrl data import {name} --task {task_id}"
+        )
+    if family == "ogbench":
+        dataset = ogbench.dataset_id(ogbench.dataset_of(task_id))
+        return (
+            f"{task_id} needs data that are made or imported by hand; run: offrl data "
+            f"generate {dataset}"
         )
     if family == "minari":
         return (

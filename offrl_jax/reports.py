@@ -90,10 +90,15 @@ def _value(value: object) -> str:
 
 def tasks(store: Store, part: str | None) -> None:
     """All tasks, with what to do for those whose data is absent."""
-    from offrl_jax.catalogue import how_to_get, is_present, known_tasks
+    from offrl_jax.catalogue import how_to_get, is_present, known_tasks, listed_as
 
     console = _console()
-    found = [task for task in known_tasks(store) if part is None or part in task.id]
+    # The five goals of an OGBench dataset share a line.
+    found = {
+        listed_as(task): task
+        for task in reversed(known_tasks(store))
+        if part is None or part in task.id or part in listed_as(task)
+    }
     if not found:
         raise UsageError(
             f"no task has '{part}' in its id; all are shown by: offrl tasks"
@@ -103,12 +108,12 @@ def tasks(store: Store, part: str | None) -> None:
     wide = _table(*columns, "about", right=right)
     narrow = _table(*columns, right=right)
     absent = []
-    for task in found:
+    for name, task in reversed(found.items()):
         present = is_present(task.id, store)
         if not present and task.family != "classic":
             absent.append(task.id)
         row = (
-            task.id,
+            name,
             str(task.spec.obs_dim),
             str(task.spec.action_dim),
             str(task.spec.horizon),
@@ -119,13 +124,16 @@ def tasks(store: Store, part: str | None) -> None:
         narrow.add_row(*row)
     _print_fitting(console, wide, narrow)
     console.print()
-    console.print("scored: 0-100 by reference returns; as raw return; or -, train only")
+    console.print("scored: 0-100 by reference; as raw return; or -, train only")
     console.print("data: present; generated on use; or absent")
     if absent:
         console.print(how_to_get(absent[0]))
     if absent[1:]:
         others = "the other one" if len(absent) == 2 else f"the other {len(absent) - 1}"
-        console.print(f"and so for {others}, each with its own file")
+        console.print(f"and so for {others}, each with its own data")
+    if any(task.family == "ogbench" for task in found.values()):
+        goals = "-singletask-task1-v0 to -singletask-task5-v0"
+        console.print(f"ogbench/NAME-v0 are five tasks: ogbench/NAME{goals}")
     console.print(f"data store: {store.path}")
 
 
@@ -182,6 +190,35 @@ def data_prepare(store: Store, names: tuple[str, ...]) -> None:
             loaded = load_task(name, store, progress=progress.say)
             progress.say(f"{name}: {len(loaded.train):,} transitions to train on")
             progress.advance_all(1)
+
+
+def data_generate(
+    store: Store,
+    dataset: str,
+    trajectories: int | None,
+    seed: int,
+    processes: int | None,
+) -> None:
+    """Generates a dataset of OGBench and says what was stored."""
+    from offrl_jax.benchmark.progress import Progress
+    from offrl_jax.datasets.ogbench_generation import generate, make_plan
+    from offrl_jax.envs.mujoco import available_cores
+
+    plan = make_plan(dataset, trajectories, seed)
+    total = len(plan.jobs)
+    begun = False
+    with Progress() as progress:
+
+        def tell(done: int) -> None:
+            nonlocal begun
+            if not begun:
+                progress.begin(plan.name, total, done)
+            progress.update(done, f"{done} of {total} trajectories")
+            begun = True
+
+        workers = available_cores() if processes is None else processes
+        line = generate(plan, store, workers, tell, progress.say)
+        progress.end(line)
 
 
 def data_check(store: Store) -> int:

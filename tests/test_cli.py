@@ -35,6 +35,7 @@ COMMANDS = (
     "tasks",
     "data list",
     "data prepare",
+    "data generate",
     "data check",
     "data import",
     "doctor",
@@ -67,7 +68,7 @@ class TestHelp:
         text = capsys.readouterr().out.split("Example: offrl ")[1]
         words = text.split("\n\n")[0].replace("\\", " ").split()
         parsed = []
-        from offrl_jax.cli import commands
+        from offrl_jax.cli import commands, data_commands
 
         for name in (
             "Benchmark",
@@ -81,9 +82,11 @@ class TestHelp:
             monkeypatch.setattr(
                 getattr(commands, name), "run", lambda self: parsed.append(self) or 0
             )
-        for name in ("DataList", "DataPrepare", "DataCheck", "DataImport"):
+        for name in ("List", "Prepare", "Generate", "Check", "Import"):
             monkeypatch.setattr(
-                getattr(commands, name), "run", lambda self: parsed.append(self) or 0
+                getattr(data_commands, f"Data{name}"),
+                "run",
+                lambda self: parsed.append(self) or 0,
             )
         assert offrl(*words) == 0
         assert len(parsed) == 1

@@ -9,8 +9,8 @@ import pytest
 from cli_runner import DATA, RUN, SMALL, TINY, USAGE, files, offrl, write_npz
 
 from offrl_jax import envs
-from offrl_jax.catalogue import known_tasks
-from offrl_jax.datasets import local, reference
+from offrl_jax.catalogue import known_tasks, listed_as
+from offrl_jax.datasets import local, ogbench, reference
 from offrl_jax.datasets.store import Store
 
 pytest_plugins = ["cli_fixtures"]
@@ -151,9 +151,13 @@ class TestDocumentation:
 
     def test_lists_every_task(self, lines, tmp_path):
         for task in known_tasks(Store(tmp_path)):
-            cells = self.cells(lines, f"`{task.id}`")
+            cells = self.cells(lines, f"`{listed_as(task)}`")
             if task.family == "neorl2":
                 spec = task.spec
                 shape = [spec.obs_dim, spec.action_dim, spec.horizon]
                 assert [int(cell) for cell in cells[:3]] == shape
                 assert cells[-1] == ("no" if task.env_id is None else "yes")
+            if task.family == "ogbench":
+                one = ogbench.DATASETS[ogbench.dataset_of(task.id)]
+                shape = [one.spec.obs_dim, one.spec.action_dim, one.spec.horizon]
+                assert [*map(int, cells)] == [*shape, one.trajectories, one.rows]

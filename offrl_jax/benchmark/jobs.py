@@ -16,7 +16,7 @@ from offrl_jax.benchmark.checkpoints import Checkpoints
 from offrl_jax.benchmark.preparation import prepare
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.recording import record_point, recording_steps
-from offrl_jax.catalogue import LoadedTask, normalised_score
+from offrl_jax.catalogue import LoadedTask, episode_scores
 from offrl_jax.envs.base import PureEnv
 from offrl_jax.evaluation import EpisodeResults, Evaluator
 from offrl_jax.population import PopulationState, Sums, from_host, to_host
@@ -335,7 +335,8 @@ class _Run:
         task = self.tasks[self.job.members[index].task].task
         score = None
         if result is not None and task.reference is not None:
-            score = float(np.mean(normalised_score(task.reference, result.returns)))
+            scores = episode_scores(task.reference, result.returns, result.successes)
+            score = float(np.mean(scores))
         env = self.ready.envs[str(task.env_id)]
         simulators = {} if isinstance(env, PureEnv) else env.versions
         done = self.all_updates - self.job.updates_total + step

@@ -161,7 +161,8 @@ def behaviour_row(task: LoadedTask, suite: Suite) -> Row:
     returns = episode_returns(task.train)
     reference = task.task.reference
     score = None
-    if reference is not None:
+    # Recorded episodes have returns alone: of success rates the data have no score.
+    if reference is not None and reference.of == "return":
         score = float(np.mean(normalised_score(reference, returns)))
     digest = hashlib.sha256(f"{task.task.id} {task.dataset_hash}".encode()).hexdigest()
     return Row(

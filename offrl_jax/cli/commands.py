@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg, subcommand
+from tyro.conf import Positional, arg, subcommand
 
+from offrl_jax.cli.data_commands import Data
+from offrl_jax.cli.options import Count, DataDir, Folder, Names, Settings
 from offrl_jax.cli.running import (
     default_suite,
     open_store,
@@ -23,26 +25,6 @@ from offrl_jax.cli.running import (
     write,
 )
 from offrl_jax.errors import UsageError
-
-# A hint of "" hides tyro's "(default: None)": the text says what happens without it.
-_Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
-_Names = Annotated[
-    tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")
-]
-_Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
-_Data = Annotated[
-    Path | None,
-    arg(
-        metavar="DIR",
-        help="Data store. Default: $OFFRL_DATA, else a folder in the user's cache.",
-        help_behavior_hint="",
-    ),
-]
-_Settings = Annotated[
-    tuple[str, ...],
-    arg(metavar="NAME=VALUE", help_behavior_hint=""),
-    UseAppendAction,
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +41,21 @@ class Benchmark:
         Annotated[str | None, arg(metavar="[SUITE]", help_behavior_hint="")]
     ] = None
     """quick, classic, neorl2 or a file. Default: quick, on an accelerator classic."""
-    agents: _Names = None
+    agents: Names = None
     """Only these agents: names, or NAME@PRESET. Default: the suite's."""
-    tasks: _Names = None
+    tasks: Names = None
     """Only these tasks. Default: the suite's."""
-    seeds: _Count = None
+    seeds: Count = None
     """Runs per agent and task. Default: the suite's."""
-    updates: _Count = None
+    updates: Count = None
     """Updates of the policy phase. Default: the suite's."""
-    results: _Folder = None
+    results: Folder = None
     """Results folder. Default: results/SUITE."""
-    max_parallel: _Count = None
+    max_parallel: Count = None
     """Largest number of runs in one compiled program. Default: all that fit a shape."""
     skip_missing: bool = False
     """Leave out tasks whose data is absent, instead of refusing."""
-    data_dir: _Data = None
+    data_dir: DataDir = None
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
@@ -123,15 +105,15 @@ class Run:
     """Updates of the policy phase."""
     pretraining_updates: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0
     """Updates of the phases before it. Default: a tenth of --updates."""
-    set: _Settings = ()
+    set: Settings = ()
     """One setting (see: offrl agents NAME); repeatable."""
     episodes: Annotated[int, arg(metavar="N")] = 100
     """Evaluation episodes per run after the last update."""
     evaluations: Annotated[int, arg(metavar="N")] = 10
     """Points of the learning curve."""
-    max_parallel: _Count = None
+    max_parallel: Count = None
     """Largest number of runs in one compiled program."""
-    data_dir: _Data = None
+    data_dir: DataDir = None
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
@@ -208,11 +190,11 @@ class Curves:
     """Results folder."""
     out: Annotated[Path, arg(metavar="FILE")]
     """File to write: .png, .pdf or .svg."""
-    metrics: _Names = None
+    metrics: Names = None
     """Metrics; score and return are the evaluations'. Default: all recorded ones."""
-    agent: _Names = None
+    agent: Names = None
     """Only these agents: names, or NAME@PRESET. Default: all."""
-    task: _Names = None
+    task: Names = None
     """Only these tasks. Default: all."""
 
     def run(self) -> int:
@@ -261,7 +243,7 @@ class Tasks:
         Annotated[str | None, arg(metavar="[PART]", help_behavior_hint="")]
     ] = None
     """Only tasks whose id contains this."""
-    data_dir: _Data = None
+    data_dir: DataDir = None
 
     def run(self) -> int:
         """Prints."""
@@ -272,112 +254,13 @@ class Tasks:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataList:
-    """List the datasets in the store.
-
-    Example: offrl data list
-    """
-
-    data_dir: _Data = None
-
-    def run(self) -> int:
-        """Prints."""
-        from offrl_jax import reports
-
-        reports.data_list(open_store(self.data_dir))
-        return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class DataPrepare:
-    """Generate the data of tasks that need no download.
-
-    Example: offrl data prepare classic/pendulum-mixed-v0
-    """
-
-    tasks: Positional[
-        Annotated[tuple[str, ...], arg(metavar="[TASK ...]", help_behavior_hint="")]
-    ] = ()
-    """Task ids; default: the whole classic family."""
-    data_dir: _Data = None
-
-    def run(self) -> int:
-        """Generates what is not there yet."""
-        from offrl_jax import reports
-
-        reports.data_prepare(open_store(self.data_dir), self.tasks)
-        return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class DataCheck:
-    """Check every dataset of the store against its checksums and the schema.
-
-    Example: offrl data check
-    """
-
-    data_dir: _Data = None
-
-    def run(self) -> int:
-        """Checks; the exit code is 3 if something is damaged."""
-        from offrl_jax import reports
-
-        return reports.data_check(open_store(self.data_dir))
-
-
-@dataclasses.dataclass(frozen=True)
-class DataImport:
-    """Put a file into the store, checked: official NeoRL-2 files, or your own .npz.
-
-    Example: offrl data import DMSD-train.npz --task neorl2/DMSD-v1
-    """
-
-    file: Positional[Annotated[Path, arg(metavar="FILE")]]
-    """The file; it is copied, never changed."""
-    task: Annotated[str, arg(metavar="TASK")]
-    """neorl2/NAME-v1 for official files, local/NAME-v0 for your own."""
-    split: Annotated[
-        Literal["train", "val"] | None,
-        arg(metavar="{train,val}", help_behavior_hint=""),
-    ] = None
-    """Default: told by the checksum; of your own data, 5 % of the episodes are val."""
-    data_dir: _Data = None
-
-    def run(self) -> int:
-        """Imports."""
-        from offrl_jax import reports
-
-        reports.data_import(open_store(self.data_dir), self.file, self.task, self.split)
-        return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """List, generate, check or import datasets.
-
-    Example: offrl data import DMSD-train.npz --task neorl2/DMSD-v1
-    """
-
-    action: (
-        Annotated[DataList, subcommand("list")]
-        | Annotated[DataPrepare, subcommand("prepare")]
-        | Annotated[DataCheck, subcommand("check")]
-        | Annotated[DataImport, subcommand("import")]
-    )
-
-    def run(self) -> int:
-        """Does what was asked."""
-        return self.action.run()
-
-
-@dataclasses.dataclass(frozen=True)
 class Doctor:
     """Show versions, devices and the data store, and what is missing.
 
     Example: offrl doctor
     """
 
-    data_dir: _Data = None
+    data_dir: DataDir = None
 
     def run(self) -> int:
         """Prints."""

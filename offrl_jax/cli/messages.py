@@ -42,7 +42,7 @@ def one_line(box: str, arguments: Sequence[str]) -> str:
 def _subcommands(arguments: Sequence[str]) -> list[str]:
     """The words of a command line that name a command."""
     if arguments[:1] == ["data"]:
-        actions = ("list", "prepare", "check", "import")
+        actions = ("list", "prepare", "generate", "check", "import")
         return ["data", *(word for word in arguments[1:2] if word in actions)]
     known = ("benchmark", "run", "leaderboard", "curves", "agents", "tasks", "doctor")
     return [word for word in arguments[:1] if word in known]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from offrl_jax import envs
-from offrl_jax.datasets import local, neorl2, schema
+from offrl_jax.datasets import local, neorl2, ogbench, schema
 from offrl_jax.datasets.store import SPLITS, Record, Store
 from offrl_jax.errors import DataError, UsageError
 
@@ -18,7 +18,9 @@ def import_file(
     Args:
       path: the file.
       task_id: `neorl2/<name>-v1` for an official file (its split is told by its MD5),
-        or `local/<name>-v<number>` for own data, see `datasets.local`.
+        `ogbench/<dataset>-v0` (stored as the dataset's five tasks, its split told by
+        the number of rows), or `local/<name>-v<number>` for own data, see
+        `datasets.local`.
       store: where to.
       split: `train` or `val`.  Own data without it are split: the last 5 % of episodes
         become `val`.
@@ -40,6 +42,8 @@ def import_file(
         episodes, name, source = neorl2.read_official(path, task_id, split)
         schema.validate(episodes, str(path))
         return _message([store.write(task_id, name, episodes, source=source)])
+    if task_id.startswith("ogbench/"):
+        return ogbench.import_official(path, task_id, store, split)
     if task_id.startswith("local/"):
         return _import_local(path, task_id, store, split)
     if task_id.startswith("minari/"):
@@ -48,8 +52,8 @@ def import_file(
             f"under {store.minari_root}"
         )
     raise UsageError(
-        f"cannot import into '{task_id}'; files go to neorl2/<name>-v1 or "
-        "local/<name>-v<number>"
+        f"cannot import into '{task_id}'; files go to neorl2/<name>-v1, "
+        "ogbench/<dataset>-v0 or local/<name>-v<number>"
     )
 
 

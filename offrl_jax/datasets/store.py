@@ -188,6 +188,7 @@ class Store:
         source: Mapping[str, Any],
         recipe_hash: str | None = None,
         info: Mapping[str, Any] | None = None,
+        twin: str | None = None,
     ) -> Record:
         """Validates and stores a split.  Storing the same arrays again is a no-op.
 
@@ -198,6 +199,8 @@ class Store:
           source: provenance, JSON types only, without dates.
           recipe_hash: of the generator, if generated.
           info: facts that the task's family needs, JSON types only.
+          twin: a stored task; arrays of its split that are equal to these are not
+            written again but linked, where the file system has hard links.
 
         Raises:
           DataError: the episodes break the schema, other data are already stored there,
@@ -231,13 +234,31 @@ class Store:
             sums = {}
             for name in schema.FIELDS:
                 path = temporary / f"{name}.npy"
-                _write_array(path, getattr(episodes, name))
-                sums[name] = sha256_of(path)
+                array = getattr(episodes, name)
+                linked = twin and self._link(twin, split, name, array, path)
+                if not linked:
+                    _write_array(path, array)
+                sums[name] = linked or sha256_of(path)
             record = dataclasses.replace(record, arrays=sums)
             text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True)
             _write_text(temporary / "record.json", text)
         # Another process may have been first: then its data stand.
         return self._same_or_error(record)
+
+    def _link(
+        self, twin: str, split: str, name: str, array: np.ndarray, path: Path
+    ) -> str | None:
+        """Links the twin's equal array to `path`; its SHA-256, or None: not done."""
+        if not self.has(twin, split):
+            return None
+        stored = getattr(self.load(twin, split), name)
+        if stored.dtype != array.dtype or not np.array_equal(stored, array):
+            return None
+        try:
+            os.link(self.folder(twin, split) / f"{name}.npy", path)
+        except OSError:
+            return None  # no hard links here: the array is written once more
+        return self.record(twin, split).arrays[name]
 
     def _same_or_error(self, record: Record) -> Record:
         stored = self.record(record.task_id, record.split)

@@ -70,6 +70,14 @@ def global_numpy_seed(seed: int) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """Without the warning of a rendering library that finds no display."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*DISPLAY.*is missing.*")
+        yield
+
+
 def _with_own_space(cls: type) -> type:
     """A subclass whose action space is an attribute, so that it can be seeded."""
     return type(cls.__name__, (cls,), {"action_space": None})
@@ -96,12 +104,13 @@ class Simulator:
         from gymnasium.envs.registration import load_env_creator
 
         try:
-            importlib.import_module("ogbench")  # registers its environments
-            registered = gymnasium.spec(gym_id)
-            assert registered.entry_point is not None
-            creator: Any = registered.entry_point
-            if isinstance(creator, str):
-                creator = load_env_creator(creator)
+            with _quiet_imports():
+                importlib.import_module("ogbench")  # registers its environments
+                registered = gymnasium.spec(gym_id)
+                assert registered.entry_point is not None
+                creator: Any = registered.entry_point
+                if isinstance(creator, str):
+                    creator = load_env_creator(creator)
             if isinstance(creator, type):
                 creator = _with_own_space(creator)
             self._env: Any = creator(**registered.kwargs, **arguments)
@@ -173,8 +182,8 @@ def begin(env: Any, seed: int, options: dict[str, Any] | None = None) -> Any:
 class OgbenchEnv:
     """A `HostEnv` of one single-task environment.
 
-    The reward is minus the number of the goal's parts that are not met.  An episode ends
-    at success, or at the time limit.  Both reward and success are told of the state
+    The reward is minus the number of the goal's parts that are not met.  An episode
+    ends at success or at the time limit.  Reward and success are told of the state
     before the action, as the package does since 1.2.0.
 
     Args:
