@@ -431,6 +431,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_acpo,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128, "critics": 2},

@@ -203,6 +203,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_awac,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128},

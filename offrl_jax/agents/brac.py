@@ -241,6 +241,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_brac,
+    critic=critic_of,
     presets={
         "quick": Preset(
             # A smaller batch than the others': it pays for the first phase.

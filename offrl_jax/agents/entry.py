@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
+import flax.linen as nn
+
 from offrl_jax import errors
 from offrl_jax.types import Agent, Spec
 
@@ -85,6 +87,8 @@ class AgentEntry:
       make: `(config, spec) -> Agent`.
       presets: named settings, chosen by `NAME@PRESET`; every agent has `quick`.
       families: settings that hold for all tasks of a family.
+      critic: `config -> module` of the action value, `(obs, action) -> [...]`, where
+        the agent's state has `critics`, a tuple of its parameters; None elsewhere.
     """
 
     name: str
@@ -95,6 +99,7 @@ class AgentEntry:
     make: Callable[[Any, Spec], Agent]
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     families: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
+    critic: Callable[[Any], nn.Module] | None = None
 
 
 def resolve(

@@ -267,6 +267,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_inac,
+    critic=critic_of,
     presets={
         "quick": Preset(
             # Half of the others' batch: an update has half as many products again.

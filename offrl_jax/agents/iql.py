@@ -229,6 +229,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_iql,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128},

@@ -193,6 +193,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_td3_bc,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128},
