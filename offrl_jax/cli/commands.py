@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg, subcommand
 
 from offrl_jax.cli.data_commands import Data
-from offrl_jax.cli.options import Count, DataDir, Folder, Names, Settings
+from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
 from offrl_jax.cli.running import (
     default_suite,
     open_store,
@@ -213,6 +213,67 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
+class Embed:
+    """Draw the critic's embeddings of state-action pairs in two dimensions.
+
+    The last hidden layer of a trained run's first critic at pairs of the task's data,
+    projected by t-SNE, coloured by reward, return-to-go and Q.  Needs the extra embed.
+
+    Example: offrl embed results/quick --agent iql --task classic/pendulum-mixed-v0 \
+      --out embed.png
+    """
+
+    results: Positional[Annotated[Path, arg(metavar="DIR")]]
+    """Results folder, with the run's checkpoint."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """File to write: .png, .pdf or .svg; the numbers go beside it as .csv."""
+    agent: Name = None
+    """Which agent, where there are several: a name, or NAME@PRESET."""
+    task: Name = None
+    """Which task, where there are several."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Which seed."""
+    setting: Name = None
+    """Which setting, where there are several."""
+    run_id: Name = None
+    """Which job, where there are several of the same agent, task and setting."""
+    pairs: Count = None
+    """How many pairs. Default: 2000, or all if the data hold fewer."""
+    random_seed: Annotated[int, arg(metavar="N")] = 0
+    """Of the draw of the pairs and of the projection."""
+    data_dir: DataDir = None
+
+    def run(self) -> int:
+        """Draws."""
+        # A benchmark that runs beside it keeps the accelerator's memory.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from offrl_jax.benchmark.runner import configure_jax
+
+        configure_jax()
+        from offrl_jax import embedding, figures
+
+        suffix = figures.check_suffix(self.out)
+        found, title = embedding.embed_run(
+            self.results,
+            open_store(self.data_dir),
+            tell,
+            seed=self.seed,
+            agent=self.agent,
+            task=self.task,
+            setting=self.setting,
+            run_id=self.run_id,
+            pairs=self.pairs,
+            random_seed=self.random_seed,
+        )
+        figure = figures.render(embedding.draw(found, title), suffix)
+        table = self.out.with_suffix(".csv")
+        write(table, embedding.to_csv(found))
+        write(self.out, figure)
+        print(f"wrote {self.out} and {table}, {len(found.q)} pairs")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Agents:
     """List the agents, their presets and settings.
 
@@ -277,6 +338,7 @@ Command = (
     | Annotated[Run, subcommand("run")]
     | Annotated[Leaderboard, subcommand("leaderboard")]
     | Annotated[Curves, subcommand("curves")]
+    | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]
     | Annotated[Data, subcommand("data")]
