@@ -9,7 +9,7 @@ user put into the store.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -78,6 +78,8 @@ class LoadedTask:
         None where neither exists.
       dataset_hash: SHA-256 of the arrays of `train`.
       recipe_hash: identifies a generated dataset across machines; None for files.
+      array_hashes: SHA-256 of the stored arrays of `train`, by field: arrays of equal
+        hash, of one task or of several, are equal.
     """
 
     task: Task
@@ -86,6 +88,7 @@ class LoadedTask:
     validation: Episodes | None
     dataset_hash: str
     recipe_hash: str | None
+    array_hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def normalised_score(reference: Reference, returns: np.ndarray) -> np.ndarray:
@@ -340,6 +343,7 @@ def load_task(
         validation=store.load(task_id, "val") if store.has(task_id, "val") else None,
         dataset_hash=record.dataset_hash,
         recipe_hash=record.recipe_hash,
+        array_hashes=record.arrays,
     )
 
 

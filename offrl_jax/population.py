@@ -332,7 +332,8 @@ def make_population(
         parts = (agent, phase, index, source)
 
         def views(table: DataTable, task: Array) -> DataView:
-            return DataView(table.transitions, table.offset[task], table.length[task])
+            offset = jax.tree.map(lambda starts: starts[task], table.offset)
+            return DataView(table.transitions, offset, table.length[task])
 
         def chunk(
             state: PopulationState,

@@ -21,16 +21,17 @@ class DataTable(NamedTuple):
 
     Tasks of unequal length need no padding: a member samples rows
     `offset[t] .. offset[t] + length[t] - 1` of its own task `t`, however many settings
-    and seeds share it.
+    and seeds share it.  Every leaf has offsets of its own, because tasks may share some
+    leaves (the observations of several goals) and not others (their rewards).
 
     Attributes:
-      transitions: leaves `[sum of N, ...]`.
-      offset: `[T]`, int32.
+      transitions: leaves `[rows, ...]`, the sum of N over tasks that do not share.
+      offset: leaves `[T]`, int32, one for each leaf of `transitions`.
       length: `[T]`, int32.
     """
 
     transitions: Transitions
-    offset: Array
+    offset: Transitions
     length: Array
 
 
@@ -38,13 +39,13 @@ class DataView(NamedTuple):
     """What one member sees of a `DataTable`: all rows, and where its own task lies.
 
     Attributes:
-      transitions: leaves `[sum of N, ...]`; shared by all members.
-      offset: `[]`, int32.
+      transitions: leaves `[rows, ...]`; shared by all members.
+      offset: leaves `[]`, int32.
       length: `[]`, int32.
     """
 
     transitions: Transitions
-    offset: Array
+    offset: Transitions
     length: Array
 
 
@@ -83,7 +84,8 @@ def stack_tasks(tasks: Sequence[Transitions]) -> DataTable:
     """Concatenates the transitions of T tasks of equal dimensions.
 
     Args:
-      tasks: per task, leaves `[N_t, ...]`; lengths may differ.
+      tasks: per task, leaves `[N_t, ...]`; lengths may differ.  A leaf that is the very
+        same array in several tasks is stored once.
 
     Returns:
       The table, as NumPy arrays (the population puts them on its devices).
@@ -98,10 +100,21 @@ def stack_tasks(tasks: Sequence[Transitions]) -> DataTable:
         raise ValueError(
             f"{sum(lengths)} transitions exceed the 2^31 that int32 can index"
         )
-    table = jax.tree.map(lambda *leaves: np.concatenate(leaves), *tasks)
-    offset: Any = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
+    stacked = [_stack(leaves) for leaves in zip(*tasks, strict=True)]
+    table, offset = (Transitions(*part) for part in zip(*stacked, strict=True))
     length: Any = np.asarray(lengths, np.int32)
     return DataTable(table, offset, length)
+
+
+def _stack(leaves: Sequence[Any]) -> tuple[Any, Any]:
+    """The different arrays one after the other, and where each leaf's own begins."""
+    different = {id(leaf): leaf for leaf in leaves}
+    starts, rows = {}, 0
+    for name, leaf in different.items():
+        starts[name] = rows
+        rows += len(leaf)
+    offset = np.array([starts[id(leaf)] for leaf in leaves], np.int32)
+    return np.concatenate(list(different.values())), offset
 
 
 def dataset_sampler() -> Source:
@@ -120,10 +133,12 @@ def dataset_sampler() -> Source:
         rows: int,
     ) -> tuple[Any, Transitions]:
         del agent_state, hyper
-        index = data.offset + jax.random.randint(key, (rows,), 0, data.length)
+        drawn = jax.random.randint(key, (rows,), 0, data.length)
         # The rows are in range by construction, so no clamping is compiled in.
         batch = jax.tree.map(
-            lambda leaf: leaf.at[index].get(mode="promise_in_bounds"), data.transitions
+            lambda leaf, start: leaf.at[start + drawn].get(mode="promise_in_bounds"),
+            data.transitions,
+            data.offset,
         )
         return source_state, batch
 

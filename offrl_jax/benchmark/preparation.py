@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,31 @@ def prepare_task(
         obs=standardise(transitions.obs, stats),
         next_obs=standardise(transitions.next_obs, stats),
     ), stats
+
+
+def prepare_tasks(
+    tasks: Sequence[LoadedTask], obs_transform: str, reward_transform: str
+) -> list[tuple[Transitions, ObsStats]]:
+    """`prepare_task` of several tasks; what they share becomes the very same array.
+
+    Goals of one dataset have equal observations and actions, and statistics of the
+    observations are equal with them, so these are standardised once.
+    """
+    known: dict[str, np.ndarray] = {}
+    shared: dict[tuple[int, int], tuple[Transitions, ObsStats]] = {}
+    prepared = []
+    for task in tasks:
+        same = {
+            name: known.setdefault(digest, getattr(task.train, name))
+            for name, digest in task.array_hashes.items()
+        }
+        episodes = dataclasses.replace(task.train, **same)
+        pair = id(episodes.obs), id(episodes.next_obs)
+        transitions, stats = prepare_task(episodes, obs_transform, reward_transform)
+        first, stats = shared.setdefault(pair, (transitions, stats))
+        transitions = transitions._replace(obs=first.obs, next_obs=first.next_obs)
+        prepared.append((transitions, stats))
+    return prepared
 
 
 class Prepared(NamedTuple):
@@ -83,10 +108,7 @@ def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
     names = list(dict.fromkeys(member.task for member in job.members))
     loaded = [tasks[name] for name in names]
     agent = entry.make(config, loaded[0].spec)
-    prepared = [
-        prepare_task(task.train, config.obs_transform, config.reward_transform)
-        for task in loaded
-    ]
+    prepared = prepare_tasks(loaded, config.obs_transform, config.reward_transform)
     table = stack_tasks([transitions for transitions, _ in prepared])
     task = np.array([names.index(member.task) for member in job.members], np.int32)
     stats = jax.tree.map(
