@@ -46,7 +46,7 @@ SMALLEST_STD, LARGEST_STD = 0.1, 1.0
 REACH, POINTS = 10.0, 401
 
 ADAPTED = ("hmc", "resampled")
-FIRST_STEP, RATE = 0.5, 0.2
+FIRST_STEP, RATE = 0.5, 0.3
 
 # The time goes into compiling two dozen small programs, not into running them.
 COMPILER = {"xla_backend_optimization_level": 0}
@@ -60,9 +60,9 @@ class Settings:
     """Folder for gradient_error.csv and gradient_error.md; it is made."""
     problems: int = 64
     """Random pairs of a policy and a Q, per dimension."""
-    rounds: int = 48
+    rounds: int = 32
     """Estimates per problem, after the step size has been adapted."""
-    adapting: int = 40
+    adapting: int = 24
     """Rounds before these, in which the step size settles."""
     sharpness: tuple[float, ...] = (0.3, 1.0, 4.0, 16.0)
     """Standard deviations of Q, in nats."""
