@@ -106,7 +106,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Traced settings; defaults of the released code, `score_time` of the paper."""
+    """Traced settings: the released code's where docs/algorithms/fidec.md says so."""
 
     flow_lr: float = within(POSITIVE, 3e-4)
     actor_lr: float = within(POSITIVE, 3e-4)
@@ -120,7 +120,7 @@ class Hyper:
     budget: float = within(POSITIVE, 1e-3)
     max_grad_norm: float = within(POSITIVE, 5.0)
     # Scores are taken at times uniform in [score_time - score_width, score_time].
-    score_time: float = within(Range(EARLIEST, LATEST), 0.8)
+    score_time: float = within(Range(EARLIEST, LATEST), 0.9)
     score_width: float = within(NON_NEGATIVE, 0.0)
     # rho, in units of squared scores.
     damping: float = within(POSITIVE, 1e-3)
