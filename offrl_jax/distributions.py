@@ -82,6 +82,23 @@ def log_tanh_slope(x: Array) -> Array:
     return 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
+def tanh_normal_log_prob(mean: Array, log_std: Array, pre_tanh: Array) -> Array:
+    """Log density of a squashed Gaussian at `tanh(pre_tanh)`.
+
+    The same as `tanh_normal(mean, log_std).log_prob(tanh(pre_tanh))`, but exact also
+    where tanh rounds to +-1.
+
+    Args:
+      mean, log_std: `[..., A]`, before tanh.
+      pre_tanh: `[..., A]`.
+
+    Returns:
+      `[...]`, the sum over A.
+    """
+    gaussian = normal_log_prob(mean, log_std, pre_tanh)
+    return jnp.sum(gaussian - log_tanh_slope(pre_tanh), axis=-1)
+
+
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 # Below this many standard deviations the four-term series of the tail is exact in
 # float32.

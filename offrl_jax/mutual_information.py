@@ -36,9 +36,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from offrl_jax.errors import unknown_name
 from offrl_jax.types import Array
 
 Numeric = Array | float
+
+BOUNDS = ("misa", "dv", "f", "ba")
+"""Names of the bounds, the tightest first."""
 
 LARGEST_T = 20.0
 """Above it `nwj_gain` goes on along the tangent of its exponential; exp(19) = 2e8."""
@@ -166,6 +170,60 @@ def misa_gain(
     """
     _check(t_data, t_policy)
     return jnp.mean(t_data) - jnp.mean(log_mean_exp(t_policy, normaliser))
+
+
+def gain(
+    bound: str, t_data: Array, t_policy: Array, normaliser: Numeric | None = None
+) -> Array:
+    """What the bound of that name, one of `BOUNDS`, adds to BA; `ba` adds 0.
+
+    Args:
+      bound: name.
+      t_data, t_policy, normaliser: as in `misa_gain`; `f` does not use the last.
+
+    Returns:
+      `[]`, in nats.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    if bound == "ba":
+        return jnp.zeros(())
+    if bound == "f":
+        return nwj_gain(t_data, t_policy)
+    if bound == "dv":
+        return donsker_varadhan_gain(t_data, t_policy, normaliser)
+    if bound == "misa":
+        return misa_gain(t_data, t_policy, normaliser)
+    raise unknown_name("bound", bound, BOUNDS)
+
+
+def state_weight(bound: str, log_z: Array) -> Array:
+    """How much each state counts in the gradient of a gain with respect to pi.
+
+    That gradient is `-E_s w(s) E_p* grad log pi(a|s)` with `p* = pi exp T / Z(s)`, and
+    w is 1 for MISA, `Z(s) / E_s Z` for DV and `Z(s) / e` for f (there, no more than at
+    a Z of `exp(LARGEST_T)`).  BA's gain has no gradient, and w is 0.
+
+    Args:
+      bound: one of `BOUNDS`.
+      log_z: `[B]`, `log E_{a~pi} exp T(s, a)`, as `log_mean_exp` estimates it.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    if bound == "misa":
+        return jnp.ones_like(log_z)
+    if bound == "dv":
+        return jax.nn.softmax(log_z) * log_z.shape[0]
+    if bound == "f":
+        return jnp.exp(jnp.minimum(log_z, LARGEST_T) - 1.0)
+    if bound == "ba":
+        return jnp.zeros_like(log_z)
+    raise unknown_name("bound", bound, BOUNDS)
 
 
 def bounds(

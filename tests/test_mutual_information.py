@@ -20,6 +20,7 @@ import scipy.special
 import scipy.stats
 
 from offrl_jax import mutual_information as mi
+from offrl_jax.errors import UsageError
 
 LOG_2PI = np.log(2 * np.pi)
 
@@ -400,6 +401,39 @@ def test_the_tangent_of_f(float64):
     np.testing.assert_allclose(got - true, (np.exp(21.0) - tangent) / 2, rtol=1e-12)
     wider = mi.nwj_gain(t_data, above, largest=30.0)
     np.testing.assert_allclose(wider, true, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bound", mi.BOUNDS)
+def test_gradient_of_each_gain_in_the_policy(float64, bound):
+    """Over finitely many actions, where the expectations under pi and p* are sums."""
+    rng = np.random.default_rng(12)
+    t, logits = (
+        jnp.asarray(rng.normal(size=(5, 4))),
+        jnp.asarray(rng.normal(size=(5, 4))),
+    )
+    t_data = t[0]
+
+    def exact_gain(logits):
+        # As many equal samples as actions: their probabilities go into T.
+        log_pi = jax.nn.log_softmax(logits, axis=0)
+        weighted = t + log_pi + jnp.log(5.0)
+        return mi.gain(bound, t_data, weighted)
+
+    log_pi = jax.nn.log_softmax(logits, axis=0)
+    log_z = jax.nn.logsumexp(t + log_pi, axis=0)
+    improved = jnp.exp(t + log_pi - log_z[None])
+    # sum_a p*(a) grad log pi(a) with respect to the logits is p* - pi.
+    want = -mi.state_weight(bound, log_z)[None] * (improved - jnp.exp(log_pi)) / 4.0
+    np.testing.assert_allclose(
+        jax.grad(exact_gain)(logits), want, rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("function", [mi.gain, mi.state_weight])
+def test_an_unknown_bound_is_refused_by_name(function):
+    values = (jnp.zeros(3), jnp.zeros((2, 3)))[: 2 if function is mi.gain else 1]
+    with pytest.raises(UsageError, match="bound 'nwj'"):
+        function("nwj", *values)
 
 
 @pytest.mark.parametrize("gain", [mi.nwj_gain, mi.donsker_varadhan_gain, mi.misa_gain])

@@ -25,12 +25,10 @@ anyway, weighted by exp T (`importance`), or dropped (`none`, the biased estimat
 For `dv` and `f` states do not count alike: by Z(s) / E Z, and by Z(s) / e.  Evaluated
 with tanh(mean).
 
-From the paper: abstract and the authors' code (Apache-2.0 and MIT; written anew here).
-`bound=f, dv, ba` are not in that code.  Deviations, each with a way back (preset
-`released`): chains in the policy's noise with an adapted step size, several short
-ones, instead of the code's HMC in action space that hardly ever accepts
-(`sampler=released`); log K as normaliser, not log(batch size) (`normaliser=batch`),
-which matters to the gap of the Lagrange multiplier alone.
+From the abstract and the authors' code, which has `misa` alone; written anew.  Our
+deviations, undone by the preset `released`: several short chains in the policy's noise
+with an adapted step size instead of HMC in action space, which hardly ever accepts;
+log K as normaliser, not log(batch size).  docs/algorithms/misa.md says more.
 """
 
 from __future__ import annotations
@@ -78,12 +76,8 @@ Gaussian = tuple[Array, Array]
 """Mean and log standard deviation before tanh, `[B, A]` each."""
 
 _FOUND = "scripts by the authors that a code index has, not the paper's table"
-_LOGARITHMIC = {
-    "misa": mutual_information.misa_gain,
-    "dv": mutual_information.donsker_varadhan_gain,
-}
 _CHOICES = {
-    "bound": ("misa", "dv", "f", "ba"),
+    "bound": mutual_information.BOUNDS,
     "correction": ("mcmc", "importance", "none"),
     "sampler": ("corrected", "released"),
     "normaliser": ("samples", "batch"),
@@ -203,10 +197,9 @@ def make_misa(config: Config, spec: Spec) -> Agent:
       UsageError: a structural choice that does not exist.
     """
     for setting, known in _CHOICES.items():
-        if getattr(config, setting) not in known:
-            raise errors.unknown_name(
-                f"{setting} of misa", getattr(config, setting), known
-            )
+        chosen = getattr(config, setting)
+        if chosen not in known:
+            raise errors.unknown_name(f"{setting} of misa", chosen, known)
     actor, critic = actor_of(config, spec), critic_of(config)
     # The gain of `ba` is 0 whatever the critic: there is nothing to draw or correct.
     drawn_count = 0 if config.bound == "ba" else config.samples
@@ -248,19 +241,11 @@ def make_misa(config: Config, spec: Spec) -> Agent:
             jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX),
         )
 
-    def log_prob(mean: Array, log_std: Array, pre_tanh: Array) -> Array:
-        """Log density `[...]` of the action `tanh(pre_tanh)`, `pre_tanh` `[..., A]`."""
-        gaussian = distributions.normal_log_prob(mean, log_std, pre_tanh)
-        return jnp.sum(gaussian - distributions.log_tanh_slope(pre_tanh), axis=-1)
-
     def gain_of(q: Array, scale: Array | float) -> Array:
         """tau times the bound's gain; `q` `[1 + K, B]`, the data's action first."""
         t_data, t_policy = q[0] / scale, q[0 if config.add_positive else 1 :] / scale
-        if config.bound == "ba":
-            return jnp.zeros(())
-        if config.bound == "f":
-            return scale * mutual_information.nwj_gain(t_data, t_policy)
-        return scale * _LOGARITHMIC[config.bound](t_data, t_policy, normaliser)
+        gain = mutual_information.gain(config.bound, t_data, t_policy, normaliser)
+        return scale * gain
 
     def critic_loss(
         critics: tuple[networks.Params, ...],
@@ -281,9 +266,18 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         return loss, (td, excess, jnp.minimum(q[0][1:], q[1][1:]))
 
     def chains_of(
-        key: Key, state: State, batch: Transitions, policy: Gaussian, hyper: Hyper
+        key: Key,
+        state: State,
+        batch: Transitions,
+        policy: Gaussian,
+        noise: Array,
+        t: Array,
+        hyper: Hyper,
     ) -> tuple[Array, Array]:
-        """Draws of p* before tanh, `[K, B, A]`, and the chains' acceptance `[]`."""
+        """Draws of p* before tanh, `[K', B, A]`, and the chains' acceptance `[]`.
+
+        `noise` `[K, B, A]` and `t` `[K, B]` are of the actions that pi has drawn.
+        """
         released = config.sampler == "released"
         chains = 1 if released else config.chains
 
@@ -304,11 +298,15 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         else:
             target = sampling.whitened(t_of, mean, log_std)
             start_key, key = jax.random.split(key)
-            # Each chain starts from an action of pi, which p* is a tilt of.
-            start = jax.random.normal(start_key, mean.shape)
-            step = jnp.exp(state.log_step)
-            density = target.log_density
-            draws = sampling.hmc(key, density, start, step_size=step, **counts)
+            # From pi's own actions chosen by weight: nearly draws of p* already.
+            start = sampling.resampled(start_key, t, noise, chains)
+            draws = sampling.hmc(
+                key,
+                target.log_density,
+                start.reshape(-1, spec.action_dim),
+                step_size=jnp.exp(state.log_step),
+                **counts,
+            )
             before = target.pre_tanh(draws.positions)
         return before.reshape(-1, *batch.action.shape), draws.acceptance
 
@@ -324,8 +322,10 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         """`tilted` `[K, B, A]` before tanh, with `weight` `[K, B]`."""
         mean, log_std = policy_of(params, batch.obs)
         before = mean + jnp.exp(log_std) * noise
-        log_pi = jnp.mean(log_prob(mean, log_std, before))
-        log_pi_data = jnp.mean(log_prob(mean, log_std, jnp.arctanh(batch.action)))
+        log_pi = jnp.mean(distributions.tanh_normal_log_prob(mean, log_std, before))
+        log_pi_data = jnp.mean(
+            distributions.tanh_normal_log_prob(mean, log_std, jnp.arctanh(batch.action))
+        )
         q = networks.smallest_q(critic, state.critics, batch.obs, jnp.tanh(before))
         alpha = jnp.exp(state.log_alpha) if config.automatic_alpha else 1.0
         loss = hyper.policy_weight * (alpha * log_pi - log_pi_data) - jnp.mean(q)
@@ -341,14 +341,12 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         or of that many draws of p*, which are `equal` within a state."""
         log_z = mutual_information.log_mean_exp(t)
         if equal is None:
-            weight = sampling.self_normalised_weights(t)
+            # Less their mean: the score's expectation under pi is 0, and with that of
+            # its samples most of the estimate's noise goes.
+            weight = sampling.self_normalised_weights(t) - 1.0 / t.shape[0]
         else:
             weight = jnp.full((equal, t.shape[1]), 1.0 / equal)
-        if config.bound == "dv":
-            weight *= jax.nn.softmax(log_z)[None] * log_z.shape[0]
-        elif config.bound == "f":
-            largest = mutual_information.LARGEST_T
-            weight *= jnp.exp(jnp.minimum(log_z, largest) - 1.0)[None]
+        weight *= mutual_information.state_weight(config.bound, log_z)[None]
         return jax.lax.stop_gradient(weight)
 
     def update(
@@ -388,14 +386,15 @@ def make_misa(config: Config, spec: Spec) -> Agent:
 
         # As in the authors' code all losses see the critics of before the step.
         metrics: dict[str, Array] = {}
+        t = q_drawn / hyper.critic_scale
         tilted, weight = drawn, jnp.zeros(drawn.shape[:2])
         if correction == "mcmc":
             policy = (mean[:size], log_std[:size])
-            tilted, acceptance = chains_of(chain_key, state, batch, policy, hyper)
-            metrics["acceptance"] = acceptance
+            tilted, metrics["acceptance"] = chains_of(
+                chain_key, state, batch, policy, noise, t, hyper
+            )
         if correction != "none":
-            equal = tilted.shape[0] if correction == "mcmc" else None
-            weight = weights_of(q_drawn / hyper.critic_scale, equal)
+            weight = weights_of(t, tilted.shape[0] if correction == "mcmc" else None)
         noise = jax.random.normal(actor_key, batch.action.shape)
         (pi_loss, (log_pi, log_pi_data, q_mean)), grads = jax.value_and_grad(
             actor_loss, has_aux=True
@@ -415,8 +414,9 @@ def make_misa(config: Config, spec: Spec) -> Agent:
             metrics["regulariser"] = excess
         if correction == "mcmc" and config.sampler == "corrected":
             metrics["step_size"] = jnp.exp(state.log_step)
-            adapted = sampling.adapt_step(state.log_step, metrics["acceptance"])
-            changed["log_step"] = adapted
+            changed["log_step"] = sampling.adapt_step(
+                state.log_step, metrics["acceptance"], leapfrogs=config.leapfrogs
+            )
         if config.automatic_alpha:
             metrics["alpha"] = jnp.exp(state.log_alpha)
             slope = spec.action_dim - log_pi
@@ -457,6 +457,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_misa,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={
