@@ -334,6 +334,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_deflow,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128, "flow_steps": 5},

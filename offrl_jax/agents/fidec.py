@@ -388,6 +388,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_fidec,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128, "flow_steps": 5},

@@ -258,6 +258,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_fql,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128, "flow_steps": 5},

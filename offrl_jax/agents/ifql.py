@@ -226,6 +226,7 @@ ENTRY = AgentEntry(
     config=Config,
     hyper=Hyper,
     make=make_ifql,
+    critic=critic_of,
     presets={
         "quick": Preset(
             config={
