@@ -159,7 +159,7 @@ def test_features_of_a_critic_by_hand(activation):
 
 
 # Agents that were written beside this command, in files of other authors.
-UNDECLARED = {"misa", "fql", "ifql", "deflow", "fidec"}
+UNDECLARED = {"fql", "ifql", "deflow", "fidec"}
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
