@@ -459,10 +459,13 @@ def test_presets_say_what_paper_and_code_do():
     assert hyper.multiplier == pytest.approx(np.e) and not config.clip_gradients
 
 
-def test_copy_of_deflow_differs_from_fidec_in_the_penalty_alone():
+@pytest.mark.parametrize(
+    "preset, of_fidec", [("as_in_fidec", None), ("quick", "quick"), ("small", "small")]
+)
+def test_deflow_and_fidec_differ_in_the_penalty_alone(preset, of_fidec):
     """Every setting that both have is the same."""
     for ours, theirs in zip(
-        settings("deflow", "as_in_fidec"), settings("fidec"), strict=True
+        settings("deflow", preset), settings("fidec", of_fidec), strict=True
     ):
         for field in dataclasses.fields(ours):
             assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
