@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from scipy.sparse import csgraph
 from test_envs_ogbench import HAS_OGBENCH, needs_ogbench
 
+import offrl_jax
 from offrl_jax import catalogue
 from offrl_jax.benchmark.preparation import prepare_task, prepare_tasks
-from offrl_jax.datasets import ogbench, ogbench_episodes, ogbench_generation, schema
+from offrl_jax.datasets import ogbench, ogbench_episodes, schema
 from offrl_jax.datasets.ogbench import Labels, Raw
 from offrl_jax.datasets.ogbench_generation import generate, make_plan
 from offrl_jax.datasets.store import Store
@@ -351,20 +353,27 @@ class TestGeneration:
         ):
             generate(make_plan(MAZE, 13, seed=3, rows=50), filled)
 
-    def test_a_killed_process_is_told(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @needs_ogbench
+    def test_a_killed_process_is_told_and_costs_its_work_alone(
+        self, tmp_path: Path
     ) -> None:
-        from concurrent.futures.process import BrokenProcessPool
+        store, plan = Store(tmp_path), make_plan(MAZE, 300, rows=50)
+        killed = []
 
-        if not HAS_OGBENCH:
-            pytest.skip("needs the package ogbench (extra ogbench)")
+        def kill(done: int) -> None:
+            if done == 3:
+                killed.extend(multiprocessing.active_children()[:1])
+                killed[0].kill()
 
-        def die(*args: Any) -> Any:
-            raise BrokenProcessPool("a process died")
-
-        monkeypatch.setattr(ogbench_generation, "_run", die)
-        with pytest.raises(DataError, match=r"a process was killed.*0 of 13"):
-            generate(make_plan(MAZE, **SMALL), Store(tmp_path), processes=2)
+        with pytest.raises(DataError, match=r"a process was killed.*of 330 trajectori"):
+            generate(plan, store, processes=2, tell=kill)
+        assert killed
+        kept = len([*plan.folder(store).glob("[tv]*.npz")])
+        assert 3 <= kept < 330
+        assert not any(store.has(task) for task in MAZE_TASKS)
+        for process in multiprocessing.active_children():
+            process.join(10)
+        assert not multiprocessing.active_children()
 
 
 class TestTasks:
@@ -422,3 +431,14 @@ class TestTasks:
         pair = prepare_tasks([one, unknown], "none", "none")
         table = stack_tasks([transitions for transitions, _ in pair])
         assert table.transitions.obs.shape == (2 * 12 * 49, 2)
+
+    def test_policies_are_scored_by_success(self, filled: Store) -> None:
+        runs = offrl_jax.train(
+            "bc@quick", MAZE_TASKS[2], seeds=2, updates=10, data_dir=filled.path
+        )
+        found = offrl_jax.evaluate(runs, episodes=1)
+        assert found.successes is not None and found.successes.shape == (2, 1)
+        np.testing.assert_array_equal(found.scores, 100 * found.successes.mean(axis=1))
+        # One reward of -1 a step, but the last one of a success.
+        steps = found.lengths - found.successes
+        np.testing.assert_array_equal(found.returns, -steps)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,8 @@ from offrl_jax import envs
 from offrl_jax.envs.base import HostEnv, PureEnv
 from offrl_jax.envs.ogbench_specs import ENVIRONMENTS, IDS, env_id
 from offrl_jax.errors import OffrlError, UsageError
+from offrl_jax.evaluation import Evaluator
+from offrl_jax.types import ObsStats
 
 HAS_OGBENCH = importlib.util.find_spec("ogbench") is not None
 needs_ogbench = pytest.mark.skipif(
@@ -151,6 +154,35 @@ def test_an_episode_ends_at_success_or_at_the_time_limit() -> None:
     assert step.truncated[1] and not step.terminated[1] and not step.success[1]
     with pytest.raises(ValueError, match="has ended"):
         env.step(np.zeros((2, 2), np.float32), np.array([False, True]))
+    env.close()
+
+
+@needs_ogbench
+def test_the_evaluator_counts_successes() -> None:
+    """One policy knows the way of task 3, the other one stays where it is."""
+
+    def act(key: Any, state: Any, obs: Any, hyper: Any) -> Any:
+        del key, hyper
+        x, y = obs[:, 0], obs[:, 1]
+        stages = [(x > 6) & (y < 19), (x > 0.7) & (y > 18.5), y > 12.8]
+        goals = [[8.0, 20.0], [0.0, 20.0], [0.0, 12.0]]
+        goal = jnp.array([[4.0, 12.0]])
+        for stage, place in zip(stages[::-1], goals[::-1], strict=True):
+            goal = jnp.where(stage[:, None], jnp.array([place]), goal)
+        return state * jnp.clip(goal - obs, -1.0, 1.0)
+
+    env = host(env_id("pointmaze-medium", 3))
+    goes = np.array([1.0, 0.0], np.float32)
+    stats: Any = ObsStats(np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32))  # type: ignore[arg-type]
+    found = Evaluator(act, env, 3)(
+        goes, np.zeros(2, np.float32), stats, np.arange(2), 0
+    )
+    assert found.successes is not None
+    assert found.successes.tolist() == [[True] * 3, [False] * 3]
+    assert (found.lengths[0] < 200).all()
+    assert (found.lengths[1] == env.spec.horizon).all()
+    # -1 for every step but the one from the goal.
+    np.testing.assert_array_equal(found.returns, found.successes - found.lengths)
     env.close()
 
 

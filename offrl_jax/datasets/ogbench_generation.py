@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -269,9 +270,18 @@ _worker: dict[str, Any] = {}
 """What a process of the pool keeps from one trajectory to the next."""
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _start_worker(plan: Plan, folder: Path) -> None:
     # Ctrl-C reaches every process; the first one decides what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A first process that was killed tells nobody: the others would wait for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(plan=plan, folder=folder, simulator=None)
 
 
