@@ -13,7 +13,7 @@ PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
 def constraints(project: dict) -> list[str]:
-    """`name==lowest` of every direct dependency and of the `test` extra.
+    """`name==lowest` of every direct dependency, and of the `test` extra and its own.
 
     Args:
       project: the `[project]` table.
@@ -25,7 +25,13 @@ def constraints(project: dict) -> list[str]:
       ValueError: a dependency has no lower bound.
     """
     lines = []
-    for item in project["dependencies"] + project["optional-dependencies"]["test"]:
+    extras = project["optional-dependencies"]
+    items = project["dependencies"] + extras["test"]
+    for item in items:
+        own = re.match(rf"{project['name']}\[([a-z0-9]+)\]", item)
+        if own is not None:  # An extra made of another one: read on there.
+            items += extras[own[1]]
+            continue
         found = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([0-9.]+)", item)
         if found is None:
             raise ValueError(f"'{item}' in pyproject.toml has no lower bound")
