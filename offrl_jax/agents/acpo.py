@@ -238,9 +238,9 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         mean, log_std = networks.apply(actor, params, obs)
         return jnp.tanh(mean), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
-    def draw(key: Key, params: networks.Params, obs: Array) -> tuple[Array, Array]:
+    def draw(key: Key, policy: tuple[Array, Array]) -> tuple[Array, Array]:
         """Reparameterised actions within the bounds, and their log density."""
-        mean, log_std = policy_of(params, obs)
+        mean, log_std = policy
         action = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         log_prob = jnp.sum(
             distributions.normal_log_prob(mean, log_std, action), axis=-1
@@ -261,14 +261,13 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         return jnp.asarray(sum(jnp.mean(jnp.square(q_i - target)) for q_i in q))
 
     def forward_loss(
-        params: networks.Params, batch: Transitions, weight: Array
+        policy: tuple[Array, Array], action: Array, weight: Array
     ) -> Array:
-        mean, log_std = policy_of(params, batch.obs)
-        log_prob = distributions.normal_log_prob(mean, log_std, batch.action)
+        log_prob = distributions.normal_log_prob(*policy, action)
         return -jnp.mean(weight * jnp.sum(log_prob, axis=-1))
 
     def reverse_loss(
-        params: networks.Params,
+        policy: tuple[Array, Array],
         key: Key,
         frozen: State,
         critics: tuple[networks.Params, ...],
@@ -276,7 +275,7 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         alpha: Array,
     ) -> Array:
         action_key, density_key = jax.random.split(key)
-        action, log_prob = draw(action_key, params, obs)
+        action, log_prob = draw(action_key, policy)
         q = networks.smallest_q(critic, critics, obs, action)
         density = log_beta(density_key, frozen.behaviour, obs, action)
         # Over alpha: its scale does not matter to Adam, but does to the metric.
@@ -306,7 +305,6 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         key: Key, state: State, batch: Transitions, hyper: Hyper
     ) -> tuple[State, Metrics]:
         draw_key, next_key, density_key, actor_key = jax.random.split(key, 4)
-        size = batch.reward.shape[0]
         seen = optim.steps_taken(state.critic_opt)
         reward_variance = averaged(
             state.reward_variance,
@@ -316,15 +314,16 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         alpha = hyper.alpha * jnp.maximum(jnp.sqrt(reward_variance), _SMALLEST_SCALE)
         kappa = state.kappa
 
-        action, log_pi = draw(draw_key, state.actor, batch.obs)
-        # One pass for the policy's actions and the data's.
-        density = log_beta(
+        # One forward pass serves V's target, the dual and, below, its own gradient.
+        policy, pull_back = jax.vjp(lambda p: policy_of(p, batch.obs), state.actor)
+        action, log_pi = draw(draw_key, policy)
+        # Over actions only: what beta makes of a state is computed once.
+        own_density, data_density = jax.vmap(log_beta, (None, None, None, 0))(
             density_key,
             state.behaviour,
-            jnp.concatenate([batch.obs, batch.obs]),
-            jnp.concatenate([action, batch.action]),
+            batch.obs,
+            jnp.stack([action, batch.action]),
         )
-        own_density, data_density = density[:size], density[size:]
         q = networks.smallest_q(critic, state.target_critics, batch.obs, batch.action)
 
         if config.critic == "expectile":
@@ -345,7 +344,8 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         if config.critic == "expectile":
             next_value = networks.apply(value, value_params, batch.next_obs)
         else:
-            next_action, next_log_pi = draw(next_key, state.actor, batch.next_obs)
+            next_policy = policy_of(state.actor, batch.next_obs)
+            next_action, next_log_pi = draw(next_key, next_policy)
             next_value = (
                 networks.smallest_q(
                     critic, state.target_critics, batch.next_obs, next_action
@@ -370,13 +370,14 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         )
         weight, cut = constraint.self_normalised(log_weights, hyper.largest_weight)
         if config.actor == "forward":
-            pi_loss, grads = jax.value_and_grad(forward_loss)(
-                state.actor, batch, weight
+            pi_loss, slope = jax.value_and_grad(forward_loss)(
+                policy, batch.action, weight
             )
         else:
-            pi_loss, grads = jax.value_and_grad(reverse_loss)(
-                state.actor, actor_key, state, critics, batch.obs, alpha
+            pi_loss, slope = jax.value_and_grad(reverse_loss)(
+                policy, actor_key, state, critics, batch.obs, alpha
             )
+        (grads,) = pull_back(slope)
         actor_params, actor_opt = optim.adam_step(
             grads, state.actor_opt, state.actor, hyper.actor_lr
         )
