@@ -35,6 +35,10 @@ INTEGRATORS = ("euler", "midpoint", "rk4")
 AGGREGATIONS = ("mean", "min")
 """How the values of several critics become one: FQL's default, and clipped double Q."""
 
+# Integrations of up to so many steps are compiled without a loop: on GPUs each of its
+# turns would cost launches, and policies take about ten steps.
+_WRITTEN_OUT = 16
+
 
 def xavier_uniform(
     fan_in: int,
@@ -232,8 +236,8 @@ def integrate(
         t = jnp.full(x.shape[:-1], start + h * i)
         return _step(field, method, x, t, h), None
 
-    # A scan, which compiles one step and not all of them.
-    x, _ = jax.lax.scan(advance, x, jnp.arange(steps, dtype=x.dtype))
+    times = jnp.arange(steps, dtype=x.dtype)
+    x, _ = jax.lax.scan(advance, x, times, unroll=steps <= _WRITTEN_OUT)
     return x
 
 
