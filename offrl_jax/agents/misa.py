@@ -311,7 +311,7 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         return before.reshape(-1, *batch.action.shape), draws.acceptance
 
     def actor_loss(
-        params: Any,
+        policy: Gaussian,
         state: State,
         batch: Transitions,
         noise: Array,
@@ -320,7 +320,7 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         hyper: Hyper,
     ) -> tuple[Array, tuple[Array, Array, Array]]:
         """`tilted` `[K, B, A]` before tanh, with `weight` `[K, B]`."""
-        mean, log_std = policy_of(params, batch.obs)
+        mean, log_std = policy
         before = mean + jnp.exp(log_std) * noise
         log_pi = jnp.mean(distributions.tanh_normal_log_prob(mean, log_std, before))
         log_pi_data = jnp.mean(
@@ -353,16 +353,12 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         key: Key, state: State, batch: Transitions, hyper: Hyper
     ) -> tuple[State, Metrics]:
         next_key, drawn_key, actor_key, chain_key = jax.random.split(key, 4)
-        size = batch.reward.shape[0]
         batch = batch._replace(
             action=jnp.clip(batch.action, -LARGEST_ACTION, LARGEST_ACTION)
         )
-        # One pass of the policy for both observations.
-        both = jnp.concatenate([batch.obs, batch.next_obs])
-        mean, log_std = policy_of(state.actor, both)
-        std = jnp.exp(log_std)
+        mean, log_std = policy_of(state.actor, batch.next_obs)
         next_noise = jax.random.normal(next_key, batch.action.shape)
-        next_action = jnp.tanh(mean[size:] + std[size:] * next_noise)
+        next_action = jnp.tanh(mean + jnp.exp(log_std) * next_noise)
         target = jax.vmap(losses.td_target, (0, 0, 0, None))(
             batch.reward,
             batch.discount,
@@ -371,8 +367,10 @@ def make_misa(config: Config, spec: Spec) -> Agent:
             ),
             hyper.discount,
         )
+        # One forward pass serves all draws and, below, the policy's own gradient.
+        policy, pull_back = jax.vjp(lambda p: policy_of(p, batch.obs), state.actor)
         noise = jax.random.normal(drawn_key, (drawn_count, *batch.action.shape))
-        drawn = mean[None, :size] + std[None, :size] * noise
+        drawn = policy[0][None] + jnp.exp(policy[1])[None] * noise
         actions = jnp.concatenate([batch.action[None], jnp.tanh(drawn)])
         multiplier = jnp.ones(())
         if config.lagrange:
@@ -389,16 +387,16 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         t = q_drawn / hyper.critic_scale
         tilted, weight = drawn, jnp.zeros(drawn.shape[:2])
         if correction == "mcmc":
-            policy = (mean[:size], log_std[:size])
             tilted, metrics["acceptance"] = chains_of(
                 chain_key, state, batch, policy, noise, t, hyper
             )
         if correction != "none":
             weight = weights_of(t, tilted.shape[0] if correction == "mcmc" else None)
         noise = jax.random.normal(actor_key, batch.action.shape)
-        (pi_loss, (log_pi, log_pi_data, q_mean)), grads = jax.value_and_grad(
+        (pi_loss, (log_pi, log_pi_data, q_mean)), slope = jax.value_and_grad(
             actor_loss, has_aux=True
-        )(state.actor, state, batch, noise, tilted, weight, hyper)
+        )(policy, state, batch, noise, tilted, weight, hyper)
+        (grads,) = pull_back(slope)
         actor_params, actor_opt = optim.adam_step(
             grads, state.actor_opt, state.actor, hyper.actor_lr
         )
