@@ -27,15 +27,22 @@ Numeric = Array | float
 # Log densities are bounded to these, per action dimension, before anything multiplies
 # them: a density of zero would make a weight infinite, or NaN at kappa = 1.
 LOWEST_LOG_DENSITY, HIGHEST_LOG_DENSITY = -20.0, 5.0
+_LOWEST_FINITE = -1e30
 
 
 def bounded_log_density(log_density: Array, action_dim: int) -> Array:
-    """`log_density` (any shape) within [-20, 5] per action dimension; NaN stays NaN."""
-    return jnp.clip(
-        log_density,
-        LOWEST_LOG_DENSITY * action_dim,
-        HIGHEST_LOG_DENSITY * action_dim,
-    )
+    """`log_density` (any shape), tamed: exact from -20 to 5 per action dimension.
+
+    Above it is cut.  Below it goes on as a logarithm, `low - log(1 + low - x)`, so that
+    the reverse projection still feels which way the density rises: one dimension in
+    which the data never vary would otherwise silence all others.  -inf becomes some
+    -70 below, with no gradient; NaN stays NaN.
+    """
+    low, high = LOWEST_LOG_DENSITY * action_dim, HIGHEST_LOG_DENSITY * action_dim
+    # Both branches see numbers at which they are finite, and so are their gradients.
+    below = jnp.clip(log_density, _LOWEST_FINITE, low)
+    inside = jnp.clip(log_density, low, high)
+    return inside - jnp.log1p(low - below)
 
 
 def closed_form(

@@ -109,13 +109,15 @@ def log_beta(state: Any, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
     mean, raw = np.split(forward(mlp(state.behaviour), obs), 2, axis=-1)
     # Between -5 and 2.
     found = log_normal(np.tanh(mean), -1.5 + 3.5 * np.tanh(raw), action)
-    return np.clip(found, -20.0 * WIDE.action_dim, 5.0 * WIDE.action_dim)
+    low, high = -20.0 * WIDE.action_dim, 5.0 * WIDE.action_dim
+    tail = low - np.log1p(np.maximum(low - found, 0.0))
+    return np.where(found < low, tail, np.minimum(found, high))
 
 
 def policy(state: Any, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     log_std = np.asarray(state.actor["params"]["log_std"], np.float64)
     mean = np.tanh(forward(mlp(state.actor), obs))
-    return mean, np.broadcast_to(np.clip(log_std, -5.0, 0.0), mean.shape)
+    return mean, np.broadcast_to(-2.5 + 2.5 * np.tanh(log_std + 1.0), mean.shape)
 
 
 def sample(state: Any, obs: np.ndarray, key: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -328,7 +330,7 @@ def policies(label: str, states: Any) -> tuple[np.ndarray, np.ndarray]:
     actor = acpo.actor_of(lab(label).config, SPEC)
     here = jnp.ones((1, 2))
     mean, log_std = jax.vmap(lambda p: networks.apply(actor, p, here))(states.actor)
-    log_std = np.clip(log_std, -5.0, 0.0)
+    log_std = -2.5 + 2.5 * np.tanh(log_std + 1.0)
     return np.tanh(mean)[:, 0, 0], np.exp(log_std)[:, 0, 0]
 
 

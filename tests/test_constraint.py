@@ -382,15 +382,25 @@ def test_effective_sample_size_of_lognormal_weights():
 def test_bounded_log_density():
     log_density = jnp.array([-jnp.inf, -61.0, -60.0, -3.0, 15.0, 16.0, jnp.inf])
     got = constraint.bounded_log_density(log_density, 3)
-    np.testing.assert_array_equal(got, [-60.0, -60.0, -60.0, -3.0, 15.0, 15.0, 15.0])
+    lowest = -60.0 - np.log1p(1e30)
+    want = [lowest, -60.0 - np.log(2.0), -60.0, -3.0, 15.0, 15.0, 15.0]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
     assert np.isnan(constraint.bounded_log_density(jnp.array(jnp.nan), 3))
+    # It rises wherever the density does, and nowhere is the slope NaN or steeper.
+    slope = jax.vmap(jax.grad(lambda x: constraint.bounded_log_density(x, 3)))
+    np.testing.assert_allclose(
+        slope(jnp.array([-jnp.inf, -1060.0, -61.0, -3.0, 16.0])),
+        [0.0, 1.0 / 1001.0, 0.5, 1.0, 0.0],
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0, 5.0])
 def test_a_density_of_zero_gives_finite_weights(kappa):
     bounded = constraint.bounded_log_density(jnp.array([-jnp.inf, 0.0, jnp.inf]), 2)
     logs = _each_weight(jnp.zeros(3), bounded, 1.0, kappa)
-    np.testing.assert_allclose(logs, (kappa - 1.0) * np.array([-40.0, 0.0, 10.0]))
+    tamed = np.array([-40.0 - np.log1p(1e30), 0.0, 10.0])
+    np.testing.assert_allclose(logs, (kappa - 1.0) * tamed, rtol=1e-6)
     assert np.isfinite(constraint.self_normalised(logs, 100.0)[0]).all()
 
 

@@ -235,8 +235,11 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         return state, {"behaviour_loss": nll}
 
     def policy_of(params: networks.Params, obs: Array) -> tuple[Array, Array]:
-        mean, log_std = networks.apply(actor, params, obs)
-        return jnp.tanh(mean), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+        mean, raw = networks.apply(actor, params, obs)
+        # A bound with a gradient: a policy at its broadest can become narrow again.
+        # `raw` starts at 0, the spread at exp(-0.6), half of the box.
+        log_std = distributions.soft_bound(raw + 1.0, LOG_STD_MIN, LOG_STD_MAX)
+        return jnp.tanh(mean), log_std
 
     def draw(key: Key, policy: tuple[Array, Array]) -> tuple[Array, Array]:
         """Reparameterised actions within the bounds, and their log density."""
