@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from offrl_jax.agents.entry import resolve
-from offrl_jax.agents.registry import REGISTRY
+from offrl_jax.agents.registry import REGISTRY, parse_label
 from offrl_jax.errors import UsageError
 from offrl_jax.population import make_mesh
 from offrl_jax.types import Spec
@@ -42,18 +42,25 @@ updates = _load("updates")
 startup = _load("startup")
 
 
-def _agent(name: str, **overrides: Any) -> Any:
-    config, hyper = resolve(
-        REGISTRY[name],
-        family="",
-        preset=None,
-        overrides={"hidden": (WIDTH, WIDTH), "batch_size": BATCH, **overrides},
+def _settings(label: str, **overrides: Any) -> tuple[Any, Any]:
+    """Of `NAME[@PRESET] [SETTING=VALUE ...]`, the label of a row of the table."""
+    agent, *settings = label.split()
+    name, preset = parse_label(agent)
+    told = dict(setting.split("=") for setting in settings)
+    return resolve(
+        REGISTRY[name], family="", preset=preset, overrides={**told, **overrides}
     )
+
+
+def _agent(label: str, **overrides: Any) -> Any:
+    structure = {"hidden": (WIDTH, WIDTH), "batch_size": BATCH, **overrides}
+    config, hyper = _settings(label, **structure)
+    name, _ = parse_label(label.split()[0])
     return REGISTRY[name].make(config, SPEC), hyper
 
 
-def _flops(name: str, **overrides: Any) -> float:
-    agent, hyper = _agent(name, **overrides)
+def _flops(label: str, **overrides: Any) -> float:
+    agent, hyper = _agent(label, **overrides)
     return updates.update_flops(agent, agent.phases[-1], hyper, SPEC)
 
 
@@ -83,31 +90,177 @@ def _through(inputs: int, outputs: int) -> int:
 
 
 O_DIM, A_DIM = SPEC.obs_dim, SPEC.action_dim
-CRITIC = (O_DIM + A_DIM, 1)
-TARGETS = _forward(O_DIM, A_DIM) + 2 * _forward(*CRITIC)
+CRITIC, VALUE = (O_DIM + A_DIM, 1), (O_DIM, 1)
+# Mean alone, and mean with a standard deviation that depends on the state.
+MEAN, GAUSSIAN = (O_DIM, A_DIM), (O_DIM, 2 * A_DIM)
+# A velocity field, which sees the time, too, and a map of actions.
+FLOW, ACTION_MAP = (O_DIM + A_DIM + 1, A_DIM), (O_DIM + A_DIM, A_DIM)
+TARGETS = _forward(*MEAN) + 2 * _forward(*CRITIC)
+
+
+def _acpo(critics: int = 4) -> int:
+    """What all variants of ACPO have in common."""
+    return (
+        # The policy in s: draws for V's target and the dual, and its own gradient.
+        _training(*MEAN)
+        # Beta in s: of the policy's actions for the dual, of the data's for eps.
+        + _forward(*GAUSSIAN)
+        # Q' of the data: weights of the forward projection, in every variant reported.
+        + critics * _forward(*CRITIC)
+        + _training(*VALUE)
+        + critics * _training(*CRITIC)
+    )
+
+
+def _acpo_soft(critics: int = 4) -> int:
+    """Targets of V and of Q: Q' of the policy's actions in s and in s'."""
+    return 2 * critics * _forward(*CRITIC) + _forward(*MEAN)
+
+
+def _acpo_reverse(critics: int = 4) -> int:
+    """Through all critics, the policy being counted; beta of the actions drawn here,
+    whose gradient does not pass through the network."""
+    return critics * _through(*CRITIC) + _forward(*GAUSSIAN)
+
+
+def _misa(samples: int, gradients: int = 0) -> int:
+    """MISA with K samples and that many gradients of T per state in the chains."""
+    return (
+        # Targets; critics of the data's action and of K drawn ones.
+        _forward(*GAUSSIAN)
+        + 2 * _forward(*CRITIC)
+        + 2 * (1 + samples) * _training(*CRITIC)
+        # T is the least of two critics.
+        + gradients * 2 * _through(*CRITIC)
+        # The actor's passes hold those that the K samples are drawn from.
+        + _training(*GAUSSIAN)
+        + 2 * _through(*CRITIC)
+    )
+
+
+def _decorated(velocities: int) -> int:
+    """DeFlow, FiDec: so many evaluations of the flow per state, and its training."""
+    return (
+        velocities * _forward(*FLOW)
+        + _training(*FLOW)
+        + _forward(*ACTION_MAP)
+        + 2 * _forward(*CRITIC)
+        + 2 * _training(*CRITIC)
+        + _training(*ACTION_MAP)
+        + 2 * _through(*CRITIC)
+    )
+
+
 HAND_COUNT = {
-    "bc": _training(O_DIM, A_DIM),
-    "gaussian_bc": _training(O_DIM, 2 * A_DIM),
+    "bc": _training(*MEAN),
+    "gaussian_bc": _training(*GAUSSIAN),
     # The targets, two critics trained, and every second time the actor through Q_1.
     "td3_bc": TARGETS
     + 2 * _training(*CRITIC)
-    + (_training(O_DIM, A_DIM) + _through(*CRITIC)) / 2,
+    + (_training(*MEAN) + _through(*CRITIC)) / 2,
     # The same, but the actor's loss looks at both critics.
     "rebrac": TARGETS
     + 2 * _training(*CRITIC)
-    + (_training(O_DIM, A_DIM) + 2 * _through(*CRITIC)) / 2,
+    + (_training(*MEAN) + 2 * _through(*CRITIC)) / 2,
     # Q' of the data, V trained, its new values in s and s', actor and critics trained.
     "iql": 2 * _forward(*CRITIC)
-    + _training(O_DIM, 1)
-    + 2 * _forward(O_DIM, 1)
-    + _training(O_DIM, A_DIM)
+    + _training(*VALUE)
+    + 2 * _forward(*VALUE)
+    + _training(*MEAN)
     + 2 * _training(*CRITIC),
+    # V' in s', V trained, its new values in s and s', actor trained.
+    "awr": _forward(*VALUE)
+    + _training(*VALUE)
+    + 2 * _forward(*VALUE)
+    + _training(*MEAN),
+    # The new critics of the data's action and of the policy's, then the actor, whose
+    # passes the policy's action comes from.
+    "awac": TARGETS + 2 * _training(*CRITIC) + 4 * _forward(*CRITIC) + _training(*MEAN),
+    # Behaviour trained; the policy's action in s for V's target; V trained; critics
+    # trained; new Q, V and beta of the data for the weight; the policy trained, in the
+    # pass that the action in s came from.
+    "inac": _training(*MEAN)
+    + 2 * _forward(*CRITIC)
+    + _training(*VALUE)
+    + TARGETS
+    + 2 * _training(*CRITIC)
+    + 2 * _forward(*CRITIC)
+    + _forward(*VALUE)
+    + _forward(*MEAN)
+    + _training(*MEAN),
+    # Policy and beta in s' and Q' there; critics; policy and beta in s, through both.
+    "brac": 2 * _forward(*GAUSSIAN)
+    + 2 * _forward(*CRITIC)
+    + 2 * _training(*CRITIC)
+    + _training(*GAUSSIAN)
+    + _forward(*GAUSSIAN)
+    + 2 * _through(*CRITIC),
+    "acpo": _acpo() + _acpo_soft() + _acpo_reverse(),
+    "acpo actor=forward": _acpo() + _acpo_soft(),
+    "acpo@paper": _acpo(2) + _acpo_soft(2),
+    # Beta in s', too.
+    "acpo critic=regularised": _acpo()
+    + _acpo_soft()
+    + _acpo_reverse()
+    + _forward(*GAUSSIAN),
+    # V's target is Q' of the data, and Q's the new V in s'.
+    "acpo critic=expectile": _acpo() + _acpo_reverse() + _forward(*VALUE),
+    "acpo@in_sample": _acpo(2) + _forward(*VALUE),
+    # Ten chains: where each starts, and two leapfrogs per transition, 5 + 5 of them.
+    "misa": _misa(50, 10 * (1 + 2 * 10)),
+    "misa burn_in=0": _misa(50, 10 * (1 + 2 * 5)),
+    # One chain of 5 + 50 transitions.
+    "misa@released": _misa(50, 1 + 2 * 55),
+    # Weights of values that the critics' loss has computed anyway: for nothing.
+    "misa correction=importance": _misa(50),
+    "misa correction=none": _misa(50),
+    "misa correction=importance samples=10": _misa(10),
+    "misa@quick": _misa(4),
+    # There is no gain, and nothing to draw for it.
+    "misa bound=ba": _misa(0),
+    "flow_bc": _training(*FLOW),
+    # Q' of the data, V trained, V in s', critics and flow trained.
+    "ifql": 2 * _forward(*CRITIC)
+    + _training(*VALUE)
+    + _forward(*VALUE)
+    + 2 * _training(*CRITIC)
+    + _training(*FLOW),
+    # One-step policy and Q' in s'; critics; flow; ten steps of it in s; the policy.
+    "fql": _forward(*ACTION_MAP)
+    + 2 * _forward(*CRITIC)
+    + 2 * _training(*CRITIC)
+    + _training(*FLOW)
+    + 10 * _forward(*FLOW)
+    + _training(*ACTION_MAP)
+    + 2 * _through(*CRITIC),
+    # Ten steps of the flow in s and ten in s'.
+    "deflow": _decorated(20),
+    "deflow@quick": _decorated(2 * 5),
+    # And one score, or eight, each at the end of ten steps of its own.
+    "fidec": _decorated(20 + 1),
+    "fidec@paper": _decorated(20 + 1),
+    "fidec@code": _decorated(20 + 8 * (10 + 1)),
+    "fidec@kl": _decorated(20 + 1),
+}
+# XLA counts the body of a loop once, however often it runs.  With loops that run once
+# both counts mean the same; that ours takes a scan as often as it turns is tested with
+# `TestMatmulFlops.test_scan_counts_every_turn` and, for agents, in the hand count.
+SINGLE_TURN = {
+    "fql": {"flow_steps": 1},
+    "deflow": {"flow_steps": 1},
+    "fidec": {"flow_steps": 1},
+    # Few samples and chains: the counts grow alike, the time to compile does not.
+    "misa": {"samples": 4, "chains": 2, "draws": 1, "burn_in": 0, "leapfrogs": 1},
 }
 
 
-@pytest.mark.parametrize("name", sorted(HAND_COUNT))
-def test_an_update_multiplies_what_its_losses_need_and_nothing_more(name: str) -> None:
-    assert _flops(name) == HAND_COUNT[name]
+def test_every_agent_is_counted_by_hand() -> None:
+    assert {label.split()[0].split("@")[0] for label in HAND_COUNT} == set(REGISTRY)
+
+
+@pytest.mark.parametrize("label", HAND_COUNT)
+def test_an_update_multiplies_what_its_losses_need_and_nothing_more(label: str) -> None:
+    assert _flops(label) == HAND_COUNT[label]
 
 
 def test_actor_at_every_update_counts_whole() -> None:
@@ -121,7 +274,8 @@ def test_actor_at_every_update_counts_whole() -> None:
 def test_count_agrees_with_the_compilers(name: str) -> None:
     # XLA counts element-wise work, too: some per cent at a width of 256, where a
     # product of B x 256 x 256 stands against a few operations on B x 256.
-    agent, hyper = _agent(name, hidden=(256, 256), batch_size=256)
+    single = SINGLE_TURN.get(name, {})
+    agent, hyper = _agent(name, hidden=(256, 256), batch_size=256, **single)
     phase = agent.phases[-1]
     key = jax.random.key(0)
     batch = updates.synthetic_transitions(SPEC, 256 * phase.stride)
@@ -207,6 +361,26 @@ def test_every_agent_runs_as_it_is_and_with_an_undelayed_actor() -> None:
     }
 
 
+def test_misa_runs_with_every_price_of_its_gradient() -> None:
+    found = updates.variants(REGISTRY["misa"])
+    assert list(found) == [
+        "misa",
+        "misa@released",
+        "misa@quick",
+        "misa burn_in=0",
+        "misa correction=importance",
+        "misa correction=importance samples=10",
+        "misa correction=none",
+    ]
+    # Labels say what they stand for: the settings that the hand count reads off them.
+    for label, overrides in found.items():
+        assert label in HAND_COUNT
+        config, hyper = resolve(
+            REGISTRY["misa"], family="", preset=None, overrides=overrides
+        )
+        assert (config, hyper) == _settings(label)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_products_do_as_much_as_they_are_counted_for(devices: int) -> None:
     mesh = make_mesh(jax.local_devices()[:devices])
@@ -221,18 +395,50 @@ def test_rows_hold_what_was_measured() -> None:
     assert (row.label, row.width, row.seeds, row.devices) == ("bc", 16, 3, 2)
     layers = 11 * 16 + 16 * 16 + 16 * 3
     assert row.flops == 2 * 8 * (3 * layers - 11 * 16)
+    # Of one Q net: 11 + 3 inputs, one output.
+    unit = 2 * 8 * (14 * 16 + 16 * 16 + 16)
+    assert row.passes == pytest.approx(row.flops / unit)
     assert row.updates_per_s > 0 and row.matmul_rate > 0
     assert len(row.shares) == 3 and min(row.shares) <= row.share <= max(row.shares)
 
 
+def test_speeds_are_compared_repeat_by_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Products, first agent, products, second agent, products; three times.
+    rates = iter([1, 10, 3, 5, 1, 1, 20, 3, 4, 1, 1, 40, 3, 30, 1])
+    monkeypatch.setattr(updates, "_rate", lambda run, count: float(next(rates)))
+    monkeypatch.setattr(updates, "_count_for", lambda run, seconds, stride: 1)
+    monkeypatch.setattr(updates, "training", lambda *arguments: (None, 1))
+    settings = updates.Settings(batch_size=8, transitions=50, repeats=3)
+    entries = [REGISTRY["bc"], REGISTRY["gaussian_bc"]]
+    first, second = updates.measure(entries, 16, 2, settings)
+    # Two seeds each; the ratio of medians would be 1/4.
+    assert (first.updates_per_s, second.updates_per_s) == (40.0, 10.0)
+    assert (first.to_first, second.to_first) == (1.0, 0.5)
+    # Products count as they ran on either side: at 2 per second.
+    unit = updates.products_flops(8, 16, make_mesh(jax.local_devices()[:2]), 2)
+    assert first.matmul_rate == second.matmul_rate == 2 * unit
+    assert first.share == pytest.approx(first.flops * 40 / (2 * unit))
+
+
+def test_unit_of_arithmetic_makes_td3_bc_about_fourteen() -> None:
+    # Three for the targets, three for each net that is trained, two through Q_1; less
+    # the gradients of the inputs of the nets that are trained.
+    unit = updates.forward_flops(BATCH, WIDTH, SPEC)
+    assert unit == _forward(*CRITIC)
+    assert 13 < _flops("td3_bc", policy_delay=1) / unit < 14
+
+
 def test_table_shows_rates_and_shares() -> None:
-    row = updates.Measurement("x", 64, 5, 2, 2e9, 1234.0, 4e12, (0.5, 0.61, 0.7))
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    row = updates.Measurement(
+        "x", 64, 5, 2, 2e9, 13.77, 1234.0, 0.123, 4e12, (0.5, 0.61, 0.7)
+    )
+    console = Console(width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
         console.print(updates.tabulate([row]))
         text = console.export_text()
-    for shown in ("64x64", "2.0000", "1,234", "2468.0", "4000.0", "61%", "50%-70%"):
-        assert shown in text
+    shown = ("64x64", "2.0000", "13.8", "1,234", "0.123", "2468.0", "4000.0", "61%")
+    for cell in (*shown, "50%-70%"):
+        assert cell in text
 
 
 def test_unknown_agent_is_refused() -> None:

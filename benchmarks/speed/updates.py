@@ -7,7 +7,8 @@ members spread over the devices, batches gathered from synthetic transitions.  N
 each of its measurements, the same devices multiply matrices of the same shapes
 (batch x width times width x width) one after the other; the share in the last column is
 what the update's own products would take at that rate, over the time the update took.
-Repeats are interleaved and the table shows medians.  Run it on an idle machine.
+Repeats are interleaved and the table shows medians.  Run it on an idle machine; on one
+that is not, the share and the speed relative to the first row mean most.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ class Measurement:
       seeds: members asked for; those that pad the mesh are not counted.
       devices: that the members were spread over.
       flops: of the matrix products of one update of one member.
+      passes: `flops` in forward passes of one critic, see `forward_flops`.
       updates_per_s: of all members together, median over repeats.
+      to_first: speed over that of the first row in the same repeat, median.
       matmul_rate: floating-point operations per second of the plain products, median.
       shares: per repeat, `flops * updates/s / matmul rate` (of the products before and
         after it).
@@ -90,7 +93,9 @@ class Measurement:
     seeds: int
     devices: int
     flops: float
+    passes: float
     updates_per_s: float
+    to_first: float
     matmul_rate: float
     shares: tuple[float, ...]
 
@@ -188,12 +193,39 @@ def synthetic_transitions(spec: Spec, count: int) -> Transitions:
     return Transitions(*arrays)
 
 
+def forward_flops(batch: int, width: int, spec: Spec) -> float:
+    """Floating-point operations of one forward pass of one critic of two layers.
+
+    A unit in which agents compare whatever the width: an update of TD3+BC with an
+    undelayed actor is about 14 of them.
+    """
+    inputs = spec.obs_dim + spec.action_dim
+    return 2.0 * batch * (inputs * width + width * width + width)
+
+
+# What the arithmetic of an agent hangs on, where that is more than its defaults.
+_PRESETS = {"misa": ("released", "quick")}
+_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "misa": (
+        {"burn_in": 0},
+        {"correction": "importance"},
+        {"correction": "importance", "samples": 10},
+        {"correction": "none"},
+    )
+}
+
+
 def variants(entry: AgentEntry) -> dict[str, dict[str, Any]]:
-    """Label -> overrides: as it is, and with an actor step at every update."""
-    fields = {field.name: field.default for field in dataclasses.fields(entry.config)}
+    """Label -> overrides: as it is, with an actor step at every update, and others."""
     found: dict[str, dict[str, Any]] = {entry.name: {}}
-    if fields.get("policy_delay", 1) != 1:
-        found[f"{entry.name} policy_delay=1"] = {"policy_delay": 1}
+    for preset in _PRESETS.get(entry.name, ()):
+        chosen = entry.presets[preset]
+        found[f"{entry.name}@{preset}"] = {**chosen.config, **chosen.hyper}
+    fields = {field.name: field.default for field in dataclasses.fields(entry.config)}
+    undelayed = [{"policy_delay": 1}] if fields.get("policy_delay", 1) != 1 else []
+    for settings in (*undelayed, *_SETTINGS.get(entry.name, ())):
+        told = " ".join(f"{name}={value}" for name, value in settings.items())
+        found[f"{entry.name} {told}"] = settings
     return found
 
 
@@ -301,7 +333,7 @@ def measure(
     for entry in entries:
         for label, overrides in variants(entry).items():
             config, hyper = resolve(
-                entry, family="", preset=None, overrides={**structure, **overrides}
+                entry, family="", preset=None, overrides={**overrides, **structure}
             )
             agent = entry.make(config, spec)
             run, stride = training(agent, hyper, seeds, mesh, transitions)
@@ -317,6 +349,8 @@ def measure(
             after = _rate(plain, plain_count)
             rates[label].append(plain_flops * 0.5 * (before + after))
             before = after
+    unit = forward_flops(settings.batch_size, width, spec)
+    first = np.asarray(next(iter(speeds.values())))
     return [
         Measurement(
             label=label,
@@ -324,7 +358,9 @@ def measure(
             seeds=seeds,
             devices=mesh.size,
             flops=flops,
+            passes=flops / unit,
             updates_per_s=float(np.median(speeds[label])),
+            to_first=float(np.median(speeds[label] / first)),
             matmul_rate=float(np.median(rates[label])),
             shares=tuple(
                 flops * speed / rate
@@ -344,7 +380,9 @@ def tabulate(measurements: Iterable[Measurement]) -> Table:
         "seeds",
         "devices",
         "GFLOP per\nupdate",
+        "forward\npasses",
         "updates\nper s",
+        "to the\nfirst",
         "GFLOP\nper s",
         "products\nGFLOP\nper s",
         "share",
@@ -358,7 +396,11 @@ def tabulate(measurements: Iterable[Measurement]) -> Table:
             str(m.seeds),
             str(m.devices),
             f"{m.flops / 1e9:.4f}",
-            f"{m.updates_per_s:,.0f}",
+            f"{m.passes:.1f}",
+            f"{m.updates_per_s:,.0f}"
+            if m.updates_per_s >= 100
+            else f"{m.updates_per_s:.3g}",
+            f"{m.to_first:.3f}",
             f"{m.flops * m.updates_per_s / 1e9:.1f}",
             f"{m.matmul_rate / 1e9:.1f}",
             f"{m.share:.0%}",
@@ -379,7 +421,7 @@ def main(settings: Settings) -> None:
         for measurement in measure(entries, width, seeds, settings)
     ]
     # Where the terminal is narrower, long lines read better than cut columns.
-    console = Console(width=max(116, Console().width))
+    console = Console(width=max(140, Console().width))
     console.print(tabulate(measurements))
     device = jax.local_devices()[0]
     versions = " ".join(
