@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,3 +93,21 @@ def test_families_import_nothing_of_what_acpo_is_made_of(name):
     allowed += ("types",)
     roots = tuple(f"offrl_jax.{x}" for x in allowed)
     assert [x for x in ours if not x.startswith(roots)] == []
+
+
+def test_a_policy_at_its_broadest_becomes_narrow_again():
+    """First entropy alone (kappa = 0, one reward for all), then narrow data at 5."""
+    quantile = (np.arange(toy_mdps.N) + 0.5) / toy_mdps.N
+    data = toy_mdps.bandit(0.4 * quantile - 0.2, np.zeros(toy_mdps.N))
+    it = lab("acpo")
+    hyper = toy_mdps.as_arrays(it.hyper.replace(kappa_lr=0.0, alpha=1e4, **RATES))
+    state = it.init(jax.random.key(0), hyper)
+    state = it.phases[0].train(state, jax.random.key(3), data, hyper, 0, 500)
+    spreads = []
+    for kappa in (0.0, 5.0):
+        state = state.replace(kappa=jnp.float32(kappa))
+        state = it.train(state, jax.random.key(1), data, hyper, 0, 400)
+        spreads.append(float(state.actor["params"]["log_std"][0]))
+    # Before the bound: it was far up, and came back all the way.
+    assert spreads[0] > 0.5
+    assert spreads[1] < -0.5
