@@ -99,7 +99,7 @@ def final_metrics(points: Sequence[MetricPoint]) -> dict[Arm, dict[str, float]]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean, by Student's t; NaN of fewer than two, or of NaN."""
+    """The mean's 95 % interval, Student's t; NaN of fewer than two, or of NaN."""
     if len(values) < 2 or any(math.isnan(value) for value in values):
         return math.nan, math.nan
     quantile = float(scipy.stats.t.ppf(0.975, len(values) - 1))

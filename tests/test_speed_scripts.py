@@ -420,6 +420,20 @@ def test_speeds_are_compared_repeat_by_repeat(monkeypatch: pytest.MonkeyPatch) -
     assert first.share == pytest.approx(first.flops * 40 / (2 * unit))
 
 
+def test_measurements_are_long_enough_where_calls_cost_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+
+    def run(updates: int) -> None:
+        clock[0] += 0.1 + 0.01 * updates
+
+    monkeypatch.setattr(updates.time, "perf_counter", lambda: clock[0])
+    count = updates._count_for(run, 1.0, 2)
+    # Extrapolated from its first call it would be 16 updates, a quarter of the time.
+    assert count % 2 == 0 and 0.75 <= 0.1 + 0.01 * count <= 1.25
+
+
 def test_unit_of_arithmetic_makes_td3_bc_about_fourteen() -> None:
     # Three for the targets, three for each net that is trained, two through Q_1; less
     # the gradients of the inputs of the nets that are trained.

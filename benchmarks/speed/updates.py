@@ -305,15 +305,19 @@ def _rate(run: Run, count: int) -> float:
 
 
 def _count_for(run: Run, seconds: float, stride: int) -> int:
-    """How many units, a multiple of `stride`, take about `seconds`."""
-    count, elapsed = stride, 0.0
+    """How many units, a multiple of `stride`, take about `seconds`.
+
+    Never extrapolated from a call that was much shorter: what a call costs beside its
+    units, or a busy moment, would make all measurements too short.
+    """
+    calls = 1
     while True:
         start = time.perf_counter()
-        run(count)
+        run(calls * stride)
         elapsed = time.perf_counter() - start
-        if elapsed >= seconds / 10:
-            return max(1, round(count / elapsed * seconds / stride)) * stride
-        count *= 4
+        if elapsed >= seconds / 2:
+            return max(1, round(calls * seconds / elapsed)) * stride
+        calls = math.ceil(calls * min(4.0, max(1.5, seconds / elapsed)))
 
 
 def measure(
@@ -421,7 +425,7 @@ def main(settings: Settings) -> None:
         for measurement in measure(entries, width, seeds, settings)
     ]
     # Where the terminal is narrower, long lines read better than cut columns.
-    console = Console(width=max(140, Console().width))
+    console = Console(width=max(150, Console().width))
     console.print(tabulate(measurements))
     device = jax.local_devices()[0]
     versions = " ".join(

@@ -8,7 +8,7 @@ import chex
 import jax
 import optax
 
-from offrl_jax.types import Transitions
+from offrl_jax.types import Array, Transitions
 
 Tree = TypeVar("Tree")
 OptState = optax.OptState
@@ -44,7 +44,7 @@ def adam_step(
     return params, opt_state
 
 
-def steps_taken(opt_state: OptState) -> chex.Array:
+def steps_taken(opt_state: OptState) -> Array:
     """`[]` int32: how many Adam steps made `opt_state`."""
     return opt_state.count  # pyright: ignore[reportAttributeAccessIssue]
 
