@@ -404,7 +404,7 @@ def tabulate(measurements: Iterable[Measurement]) -> Table:
             f"{m.updates_per_s:,.0f}"
             if m.updates_per_s >= 100
             else f"{m.updates_per_s:.3g}",
-            f"{m.to_first:.3f}",
+            f"{m.to_first:.3g}",
             f"{m.flops * m.updates_per_s / 1e9:.1f}",
             f"{m.matmul_rate / 1e9:.1f}",
             f"{m.share:.0%}",
