@@ -7,6 +7,7 @@
 #   ACCEL=cuda12       jax build: cpu, cuda12, cuda13, tpu (default: what is found)
 #   WHEELS=folder      install from wheels in a folder, without any network
 #   SYSTEM=1           use the jax that PYTHON already has
+#   WORKERS=2          processes that share the tests, by files
 
 PYTHON ?=
 ACCEL ?=
@@ -14,6 +15,7 @@ WHEELS ?=
 SYSTEM ?=
 SUITE ?=
 ARGS ?=
+WORKERS ?= 2
 
 BIN := .venv/bin
 # In single quotes: the shell takes folders with blanks as they are.
@@ -40,10 +42,10 @@ leaderboard: install  ## redraw a suite's leaderboard from its rows (SUITE, else
 	@$(BIN)/offrl leaderboard results/$(or $(SUITE),quick) $(ARGS)
 
 test: install  ## the tests, in minutes
-	@$(BIN)/python -m pytest --durations=10 $(ARGS)
+	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-long: install  ## every test, the long ones too
-	@$(BIN)/python -m pytest --durations=10 -m 'not gpu' $(ARGS)
+	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m 'not gpu' $(ARGS)
 
 test-lowest:  ## the tests with the lowest versions that pyproject.toml admits
 	@$(or $(PYTHON),python3) -m venv --clear .venv-lowest
