@@ -110,8 +110,7 @@ def log_beta(state: Any, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
     # Between -5 and 2.
     found = log_normal(np.tanh(mean), -1.5 + 3.5 * np.tanh(raw), action)
     low, high = -20.0 * WIDE.action_dim, 5.0 * WIDE.action_dim
-    tail = low - np.log1p(np.maximum(low - found, 0.0))
-    return np.where(found < low, tail, np.minimum(found, high))
+    return np.clip(found, low, high) - np.log1p(np.maximum(low - found, 0.0))
 
 
 def policy(state: Any, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
