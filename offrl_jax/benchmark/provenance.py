@@ -13,24 +13,29 @@ from pathlib import Path
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "offrl-jax")
-# What training is made of.  Sources of other rooms may change under a checkpoint.
-_TRAINING_SOURCES = (
-    "types.py",
-    "constraint.py",
-    "densities.py",
-    "losses.py",
-    "networks.py",
-    "distributions.py",
-    "sources.py",
-    "population.py",
-    "evaluation.py",
-    "agents",
-    "envs",
-    "datasets",
-    "catalogue.py",
-    "benchmark/preparation.py",
-    "benchmark/jobs.py",
-    "benchmark/recording.py",
+# Rooms and files that no trained number depends on: they may change under a checkpoint.
+# All others count, so that a room that is added later does, too.
+_NOT_TRAINING = frozenset(
+    {
+        "__init__.py",
+        "api.py",
+        "cli",
+        "embedding.py",
+        "errors.py",
+        "figures.py",
+        "leaderboard",
+        "reports.py",
+        "results",
+        "suites",
+        "version.py",
+        "benchmark/__init__.py",
+        "benchmark/checkpoints.py",
+        "benchmark/planning.py",
+        "benchmark/progress.py",
+        "benchmark/provenance.py",
+        "benchmark/runner.py",
+        "benchmark/suites.py",
+    }
 )
 
 
@@ -46,18 +51,25 @@ def versions() -> dict[str, str]:
     return found
 
 
+def training_sources(package: Path) -> list[Path]:
+    """The sources in the folder `package` that trained numbers depend on, sorted."""
+
+    def counts(path: Path) -> bool:
+        inside = path.relative_to(package)
+        rooms = (inside, *inside.parents)
+        return not any(room.as_posix() in _NOT_TRAINING for room in rooms)
+
+    return sorted(filter(counts, package.rglob("*.py")))
+
+
 @functools.cache
 def source_hash() -> str:
     """SHA-256 (16 digits) of the package's sources that training depends on."""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for name in _TRAINING_SOURCES:
-        root = package / name
-        paths = sorted(root.rglob("*.py")) if root.is_dir() else [root]
-        for path in paths:
-            if path.is_file():
-                digest.update(str(path.relative_to(package)).encode())
-                digest.update(path.read_bytes())
+    for path in training_sources(package):
+        digest.update(str(path.relative_to(package)).encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
