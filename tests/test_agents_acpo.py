@@ -376,7 +376,7 @@ def test_forward_projection_weighs_the_actions_of_the_data():
     axes = {"alpha": [1.0] * 5, "kappa": [*kappas, 1.0, 1.0]}
     axes["kappa_lr"] = [0.0, 0.0, 0.0, 0.05, 0.05]
     axes["delta"] = [0.0, 0.0, 0.0, 20.0, -20.0]
-    axes["kappa_max"] = [10.0, 10.0, 10.0, 10.0, 4.0]
+    axes["kappa_max"] = [10.0, 10.0, 4.0, 10.0, 4.0]  # Of the dual, not of fixed ones.
     states = population("acpo@paper", data, 1500, 2500, **axes)
     np.testing.assert_array_equal(states.kappa, [*kappas, 0.0, 4.0])
     mean, std = policies("acpo@paper", states)

@@ -197,8 +197,7 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
             actor_opt=optim.adam_init(actor_params),
             critic_opt=optim.adam_init(critics),
             value_opt=optim.adam_init(value_params),
-            # Not beyond the guard, for a fixed kappa neither.
-            kappa=jnp.minimum(jnp.asarray(hyper.kappa, jnp.float32), hyper.kappa_max),
+            kappa=jnp.asarray(hyper.kappa, jnp.float32),
             threshold=jnp.zeros(()),
             reward_variance=jnp.ones(()),
         )
@@ -399,7 +398,12 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
             actor_opt=actor_opt,
             critic_opt=critic_opt,
             value_opt=value_opt,
-            kappa=constraint.dual_step(kappa, slack, hyper.kappa_lr, hyper.kappa_max),
+            # The guard is the dual's: a fixed kappa is what it was set to.
+            kappa=jnp.where(
+                hyper.kappa_lr > 0.0,
+                constraint.dual_step(kappa, slack, hyper.kappa_lr, hyper.kappa_max),
+                kappa,
+            ),
             threshold=threshold,
             reward_variance=reward_variance,
         )
