@@ -63,6 +63,11 @@ def gelu_critic(hidden: tuple[int, ...], layer_norm: bool) -> networks.Critic:
     return networks.Critic(hidden, layer_norm, xavier_uniform, xavier_uniform, nn.gelu)
 
 
+def gelu_value(hidden: tuple[int, ...], layer_norm: bool) -> networks.Value:
+    """A state value `obs [..., O] -> [...]` that is a `gelu_mlp`."""
+    return networks.Value(hidden, layer_norm, xavier_uniform, xavier_uniform, nn.gelu)
+
+
 class Velocity(nn.Module):
     """Velocity field `(obs [..., O], x [..., A], t [...]) -> [..., A]`, unbounded.
 
@@ -99,23 +104,6 @@ class ActionMap(nn.Module):
         """The image of `x`."""
         inputs = jnp.concatenate([obs, x], axis=-1)
         return gelu_mlp(self.hidden, self.action_dim)(inputs)
-
-
-class StateValue(nn.Module):
-    """State value `obs [..., O] -> [...]`, a `gelu_mlp`.
-
-    Attributes:
-      hidden: widths of the hidden layers.
-      layer_norm: normalises after each GELU.
-    """
-
-    hidden: tuple[int, ...]
-    layer_norm: bool = True
-
-    @nn.compact
-    def __call__(self, obs: Array) -> Array:
-        """The value of `obs`."""
-        return gelu_mlp(self.hidden, 1, self.layer_norm)(obs)[..., 0]
 
 
 def all_values(

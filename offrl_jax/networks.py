@@ -249,13 +249,22 @@ class Value(nn.Module):
     """
 
     hidden: tuple[int, ...]
+    layer_norm: bool = False
     hidden_init: LayerInit = torch_linear
     out_init: LayerInit = torch_linear
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """The value of `obs`."""
-        mlp = MLP(self.hidden, 1, hidden_init=self.hidden_init, out_init=self.out_init)
+        mlp = MLP(
+            self.hidden,
+            1,
+            self.layer_norm,
+            self.hidden_init,
+            self.out_init,
+            self.activation,
+        )
         return mlp(obs)[..., 0]
 
 

@@ -97,9 +97,9 @@ def critic_of(config: Config) -> networks.Critic:
     return flows.gelu_critic(config.hidden, config.layer_norm)
 
 
-def value_of(config: Config) -> flows.StateValue:
+def value_of(config: Config) -> networks.Value:
     """The network of the state value."""
-    return flows.StateValue(config.hidden, config.layer_norm)
+    return flows.gelu_value(config.hidden, config.layer_norm)
 
 
 def make_ifql(config: Config, spec: Spec) -> Agent:

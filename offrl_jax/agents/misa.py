@@ -3,7 +3,7 @@
 Ma, Kang, Xu, Lin & Yan (2023), "Mutual Information Regularized Offline Reinforcement
 Learning", arXiv:2210.07484.  Critics Q_1, Q_2 with targets Q', policy pi a
 tanh-Gaussian.  A lower bound of the mutual information I(S; A) of the data, with pi as
-the model of p(a|s) and T = Q / tau as the critic of the bound, regularises both:
+the model of p(a|s) and T = Q / c as the critic of the bound, regularises both:
 
     I     = E_D log pi(a|s) + H(A) + gain(T)               gain: mutual_information.py
     ba      0
@@ -12,7 +12,7 @@ the model of p(a|s) and T = Q / tau as the critic of the bound, regularises both
     misa    E_D T - E_s log E_{a~pi} exp T                 the tightest, the default
 
     y      = r + gamma * d * min_i Q'_i(s', a'),  a' ~ pi(. | s')
-    L(Q_i) = E (Q_i(s, a) - y)^2 - critic_weight * tau * gain(Q_i / tau)
+    L(Q_i) = E (Q_i(s, a) - y)^2 - critic_weight * c * gain(Q_i / c)
     L(pi)  = -E min_i Q_i(s, a~) + policy_weight * (alpha * log pi(a~|s) - log pi(a|s))
              + correction_weight * E_{p*} log pi(a|s)      a~ reparameterised
     p*(a|s) = pi(a|s) exp T(s, a) / Z(s);  T of min_i Q_i
@@ -137,7 +137,7 @@ class Hyper:
     policy_weight: float = within(NON_NEGATIVE, 0.5)
     # In theory equal to `policy_weight`; the code's value.
     correction_weight: float = within(NON_NEGATIVE, 0.1)
-    # T = Q / critic_scale.
+    # c, the scale of T = Q / c.
     critic_scale: float = within(POSITIVE, 1.0)
     # Of `lagrange`: 3 where the normaliser is the batch, see docs/algorithms/misa.md.
     gap: float = within(Range(-100.0, 100.0), 4.61)
@@ -242,7 +242,7 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         )
 
     def gain_of(q: Array, scale: Array | float) -> Array:
-        """tau times the bound's gain; `q` `[1 + K, B]`, the data's action first."""
+        """The bound's gain in units of Q; `q` `[1 + K, B]`, the data's action first."""
         t_data, t_policy = q[0] / scale, q[0 if config.add_positive else 1 :] / scale
         gain = mutual_information.gain(config.bound, t_data, t_policy, normaliser)
         return scale * gain
@@ -336,19 +336,6 @@ def make_misa(config: Config, spec: Spec) -> Agent:
             loss += hyper.correction_weight * jnp.mean(jnp.sum(weighted, axis=0))
         return loss, (log_pi, log_pi_data, jnp.mean(q))
 
-    def weights_of(t: Array, equal: int | None) -> Array:
-        """Weights in the gain's gradient, of pi's own actions, whose T is `t` `[K, B]`,
-        or of that many draws of p*, which are `equal` within a state."""
-        log_z = mutual_information.log_mean_exp(t)
-        if equal is None:
-            # Less their mean: the score's expectation under pi is 0, and with that of
-            # its samples most of the estimate's noise goes.
-            weight = sampling.self_normalised_weights(t) - 1.0 / t.shape[0]
-        else:
-            weight = jnp.full((equal, t.shape[1]), 1.0 / equal)
-        weight *= mutual_information.state_weight(config.bound, log_z)[None]
-        return jax.lax.stop_gradient(weight)
-
     def update(
         key: Key, state: State, batch: Transitions, hyper: Hyper
     ) -> tuple[State, Metrics]:
@@ -390,8 +377,14 @@ def make_misa(config: Config, spec: Spec) -> Agent:
             tilted, metrics["acceptance"] = chains_of(
                 chain_key, state, batch, policy, noise, t, hyper
             )
+            weight = jnp.full(tilted.shape[:2], 1.0 / tilted.shape[0])
+        elif correction == "importance":
+            # Less their mean: the score's expectation under pi is 0, and with that of
+            # its samples most of the estimate's noise goes.
+            weight = sampling.self_normalised_weights(t) - 1.0 / config.samples
         if correction != "none":
-            weight = weights_of(t, tilted.shape[0] if correction == "mcmc" else None)
+            log_z = mutual_information.log_mean_exp(t)
+            weight *= mutual_information.state_weight(config.bound, log_z)[None]
         noise = jax.random.normal(actor_key, batch.action.shape)
         (pi_loss, (log_pi, log_pi_data, q_mean)), slope = jax.value_and_grad(
             actor_loss, has_aux=True
