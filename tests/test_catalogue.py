@@ -39,11 +39,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_an_empty_store_knows_classic_neorl2_and_ogbench(tmp_path: Path) -> None:
     tasks = catalogue.known_tasks(Store(tmp_path))
-    assert len([t for t in tasks if t.family == "classic"]) == 12
+    assert len([t for t in tasks if t.family == "classic"]) == 16
     assert len([t for t in tasks if t.family == "neorl2"]) == 7
     assert len([t for t in tasks if t.family == "ogbench"]) == 7 * 5
-    assert len(tasks) == 54
-    assert len({t.id for t in tasks}) == 54
+    assert len(tasks) == 58
+    assert len({t.id for t in tasks}) == 58
 
 
 def test_specs_agree_with_the_environments(tmp_path: Path) -> None:
@@ -51,6 +51,7 @@ def test_specs_agree_with_the_environments(tmp_path: Path) -> None:
     assert {t.env_id for t in with_env if t.family != "ogbench"} == {
         "classic/pendulum-v0",
         "classic/point_maze-v0",
+        "classic/gates-v0",
         "neorl2/DMSD-v1",
         "neorl2/SafetyHalfCheetah-v1",
     }
@@ -181,7 +182,7 @@ def test_an_interrupted_conversion_is_done_again(tmp_path: Path) -> None:
 
 def test_what_lies_in_the_store_is_listed(filled: Store) -> None:
     ids = [task.id for task in catalogue.known_tasks(filled)]
-    assert ids[54:] == ["minari/group/deep/set-v1", "local/own-v0"]
+    assert ids[58:] == ["minari/group/deep/set-v1", "local/own-v0"]
 
 
 def test_everything_stored_passes_the_check(filled: Store) -> None:

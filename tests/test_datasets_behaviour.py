@@ -9,6 +9,7 @@ from scipy import stats
 from offrl_jax.datasets import (
     behaviour,
     behaviour_dmsd,
+    behaviour_gates,
     behaviour_pendulum,
     behaviour_point_maze,
     classic,
@@ -18,6 +19,7 @@ from offrl_jax.envs import dmsd, pendulum, point_maze
 MODULES = {
     "pendulum": behaviour_pendulum,
     "point_maze": behaviour_point_maze,
+    "gates": behaviour_gates,
     "dmsd": behaviour_dmsd,
 }
 KEY = jax.random.key(0)

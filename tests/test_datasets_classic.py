@@ -11,6 +11,7 @@ from offrl_jax import envs
 from offrl_jax.datasets import (
     behaviour,
     behaviour_dmsd,
+    behaviour_gates,
     behaviour_pendulum,
     behaviour_point_maze,
     classic,
@@ -23,6 +24,7 @@ from offrl_jax.envs import point_maze
 MODULES = {
     "pendulum": behaviour_pendulum,
     "point_maze": behaviour_point_maze,
+    "gates": behaviour_gates,
     "dmsd": behaviour_dmsd,
 }
 
@@ -37,7 +39,7 @@ def _mean_return(made: classic.Generated) -> float:
 
 
 def test_every_dataset_is_valid_and_of_useful_size(generated) -> None:
-    assert len(generated) == 12
+    assert len(generated) == 16
     for task, made in generated.items():
         schema.validate(made.episodes, task)
         assert 45_000 <= len(made.episodes) <= 100_000, task
@@ -92,7 +94,7 @@ def test_seed_and_task_change_everything(generated) -> None:
     assert not rows.all()
     hashes = {made.recipe_hash for made in generated.values()}
     firsts = {made.episodes.obs[:3].tobytes() for made in generated.values()}
-    assert len(hashes) == len(firsts) == 12
+    assert len(hashes) == len(firsts) == 16
 
 
 def test_transitions_are_those_of_the_environment(generated) -> None:

@@ -1,10 +1,10 @@
 """The `classic` family: datasets generated here in seconds, without any file.
 
-Tasks are `classic/{pendulum,point_maze,dmsd}-{random,medium,mixed,expert}-v0`.  Each
-dataset is described by its recipe: environment, controller, mixture of knobs, seed.  On
-one machine the same recipe gives the same bytes in every process; on another machine
-(or accelerator) the last digits of float32 may differ, so results are compared across
-machines by `recipe_hash`, not by `dataset_hash`.
+Tasks are `classic/{pendulum,point_maze,gates,dmsd}-{random,medium,mixed,expert}-v0`.
+Each dataset is described by its recipe: environment, controller, mixture of knobs,
+seed.  On one machine the same recipe gives the same bytes in every process; on another
+machine (or accelerator) the last digits of float32 may differ, so results are compared
+across machines by `recipe_hash`, not by `dataset_hash`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from offrl_jax.datasets import (
     behaviour,
     behaviour_dmsd,
+    behaviour_gates,
     behaviour_pendulum,
     behaviour_point_maze,
     schema,
@@ -35,6 +36,7 @@ QUALITIES = ("random", "medium", "mixed", "expert")
 _MODULES: dict[str, ModuleType] = {
     "pendulum": behaviour_pendulum,
     "point_maze": behaviour_point_maze,
+    "gates": behaviour_gates,
     "dmsd": behaviour_dmsd,
 }
 ENVIRONMENTS = tuple(_MODULES)

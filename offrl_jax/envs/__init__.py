@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from offrl_jax.envs import dmsd, pendulum, point_maze
+from offrl_jax.envs import dmsd, gates, pendulum, point_maze
 from offrl_jax.envs.base import HostEnv, PureEnv, TimeStep
 from offrl_jax.envs.mujoco_bodies import BODIES
 from offrl_jax.envs.ogbench_specs import ENVIRONMENTS as OGBENCH
@@ -23,6 +23,7 @@ __all__ = ["HostEnv", "PureEnv", "TimeStep", "known", "make", "spec_of"]
 _PURE: dict[str, Callable[[], PureEnv]] = {
     pendulum.NAME: pendulum.make,
     point_maze.NAME: point_maze.make,
+    gates.NAME: gates.make,
     dmsd.NAME: dmsd.make,
 }
 
