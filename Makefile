@@ -42,10 +42,10 @@ leaderboard: install  ## redraw a suite's leaderboard from its rows (SUITE, else
 	@$(BIN)/offrl leaderboard results/$(or $(SUITE),quick) $(ARGS)
 
 test: install  ## the tests, in minutes
-	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-long: install  ## every test, the long ones too
-	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m 'not gpu' $(ARGS)
+	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist worksteal -m 'not gpu' $(ARGS)
 
 test-lowest:  ## the tests with the lowest versions that pyproject.toml admits
 	@$(or $(PYTHON),python3) -m venv --clear .venv-lowest

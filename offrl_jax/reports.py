@@ -70,8 +70,9 @@ def _one_agent(console: Console, entry: AgentEntry) -> None:
     table = _table("setting", "default", "allowed", "kind", right=("default",))
     for kind, cls in (("structure", entry.config), ("number", entry.hyper)):
         for field in dataclasses.fields(cls):
-            allowed = field.metadata.get("range", "")
-            table.add_row(field.name, _value(field.default), str(allowed), kind)
+            choices = " ".join(field.metadata.get("choices", ()))
+            allowed = str(field.metadata.get("range", choices))
+            table.add_row(field.name, _value(field.default), allowed, kind)
     console.print(table, soft_wrap=False)
     for what, layers in (("preset", entry.presets), ("family", entry.families)):
         for name, layer in layers.items():

@@ -11,6 +11,7 @@ from offrl_jax.agents import bc, td3_bc
 from offrl_jax.agents.entry import POSITIVE, Preset, Range, resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
 from offrl_jax.errors import UsageError
+from offrl_jax.types import Spec
 
 
 def resolved(entry=td3_bc.ENTRY, family="none", preset=None, **overrides):
@@ -132,6 +133,42 @@ def test_senseless_values_are_refused(name, value):
 @pytest.mark.parametrize("name, value", [("discount", 1.0), ("alpha", 0.0)])
 def test_ends_of_closed_ranges_are_allowed(name, value):
     assert getattr(resolved(**{name: value})[1], name) == value
+
+
+CHOICES = [
+    (entry, field.name)
+    for entry in REGISTRY.values()
+    for field in dataclasses.fields(entry.config)
+    if "choices" in field.metadata
+]
+
+
+@pytest.mark.parametrize("entry, name", CHOICES, ids=lambda x: getattr(x, "name", x))
+def test_unknown_choices_are_refused_on_both_ways_in(entry, name):
+    message = f"unknown {name} of {entry.name} 'no such one'"
+    with pytest.raises(UsageError, match=message):
+        resolved(entry, **{name: "no such one"})
+    config, _ = resolved(entry)
+    assert (
+        getattr(config, name)
+        in type(config).__dataclass_fields__[name].metadata["choices"]
+    ), "the default is one of them"
+    with pytest.raises(UsageError, match=message):
+        entry.make(dataclasses.replace(config, **{name: "no such one"}), Spec(2, 1, 5))
+
+
+def test_every_agent_with_named_variants_declares_them():
+    assert {entry.name for entry, _ in CHOICES} == {
+        "acpo", "deflow", "fidec", "flow_bc", "fql", "ifql", "misa"
+    }  # fmt: skip
+    plain = {
+        (entry.name, field.name)
+        for entry in REGISTRY.values()
+        for field in dataclasses.fields(entry.config)
+        if isinstance(field.default, str) and "choices" not in field.metadata
+    }
+    transforms = {"obs_transform", "reward_transform"}
+    assert {name for _, name in plain} == transforms
 
 
 def test_unknown_settings_and_presets_name_the_nearest():

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from offrl_jax import constraint, densities, distributions, errors, losses, networks
+from offrl_jax import constraint, densities, distributions, losses, networks
 from offrl_jax.agents import optim
 from offrl_jax.agents.entry import (
     COUNT,
@@ -43,6 +43,8 @@ from offrl_jax.agents.entry import (
     AgentEntry,
     Preset,
     Range,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
@@ -55,13 +57,6 @@ _SMALLEST_SCALE = 1e-3
 _AVERAGING = 0.005
 # Candidates of the rule `ess`, over [0, _LARGEST_CANDIDATE].
 _CANDIDATES, _LARGEST_CANDIDATE = 33, 4.0
-
-_CHOICES = {
-    "critic": ("soft", "regularised", "expectile"),
-    "actor": ("reverse", "forward"),
-    "threshold": ("quantile", "nll", "ess"),
-    "behaviour": densities.KINDS,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +80,11 @@ class Config:
     batch_size: int = within(COUNT, 256)
     critics: int = within(COUNT, 4)
     layer_norm: bool = True
-    behaviour: str = "gaussian"
+    behaviour: str = one_of(densities.KINDS, "gaussian")
     components: int = within(COUNT, 5)
-    critic: str = "soft"
-    actor: str = "reverse"
-    threshold: str = "quantile"
+    critic: str = one_of(("soft", "regularised", "expectile"), "soft")
+    actor: str = one_of(("reverse", "forward"), "reverse")
+    threshold: str = one_of(("quantile", "nll", "ess"), "quantile")
     obs_transform: str = "standardise"
     reward_transform: str = "none"
 
@@ -167,11 +162,7 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
     Raises:
       UsageError: a structural choice that does not exist.
     """
-    for setting, known in _CHOICES.items():
-        if getattr(config, setting) not in known:
-            raise errors.unknown_name(
-                f"{setting} of acpo", getattr(config, setting), known
-            )
+    check_choices("acpo", config)
     actor, critic, value = actor_of(config, spec), critic_of(config), value_of(config)
     behaviour = densities.make_density(
         config.behaviour, config.hidden, spec, config.components

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from offrl_jax import decorator, errors, flows, losses, networks
+from offrl_jax import decorator, flows, losses, networks
 from offrl_jax.agents import optim
 from offrl_jax.agents.entry import (
     COUNT,
@@ -39,16 +39,11 @@ from offrl_jax.agents.entry import (
     UNIT,
     AgentEntry,
     Preset,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
-
-_CHOICES = {
-    "integrator": flows.INTEGRATORS,
-    "q_aggregation": flows.AGGREGATIONS,
-    "multiplier_rule": ("learned", "fixed"),
-    "play": ("sample", "best_of", "refine"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +66,13 @@ class Config:
     hidden: tuple[int, ...] = within(COUNT, (512, 512, 512, 512))
     batch_size: int = within(COUNT, 256)
     flow_steps: int = within(COUNT, 10)
-    integrator: str = "euler"
+    integrator: str = one_of(flows.INTEGRATORS, "euler")
     layer_norm: bool = True
-    q_aggregation: str = "mean"
+    q_aggregation: str = one_of(flows.AGGREGATIONS, "mean")
     normalise_q: bool = True
-    multiplier_rule: str = "learned"
+    multiplier_rule: str = one_of(("learned", "fixed"), "learned")
     clip_gradients: bool = False
-    play: str = "sample"
+    play: str = one_of(("sample", "best_of", "refine"), "sample")
     candidates: int = within(COUNT, 10)
     refinements: int = within(COUNT, 5)
     obs_transform: str = "none"
@@ -142,11 +137,7 @@ def make_deflow(config: Config, spec: Spec) -> Agent:
     Raises:
       UsageError: a structural choice that does not exist.
     """
-    for setting, known in _CHOICES.items():
-        if getattr(config, setting) not in known:
-            raise errors.unknown_name(
-                f"{setting} of deflow", getattr(config, setting), known
-            )
+    check_choices("deflow", config)
     velocity, residual = velocity_of(config, spec), actor_of(config, spec)
     critic = critic_of(config)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import flax.linen as nn
@@ -57,6 +57,33 @@ COUNT = Range(low=1.0)
 def within(allowed: Range, default: Any) -> Any:
     """A dataclass field of a `Config` or `Hyper` whose values must lie in `allowed`."""
     return dataclasses.field(default=default, metadata={"range": allowed})
+
+
+def one_of(choices: Sequence[str], default: str) -> Any:
+    """A dataclass field of a `Config` whose value is one of `choices`."""
+    return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
+
+
+def check_choices(agent: str, config: Any) -> None:
+    """Refuses a config that was not made by `resolve` and holds an unknown choice.
+
+    Args:
+      agent: name, for the message.
+      config: a `Config` with `one_of` fields.
+
+    Raises:
+      UsageError: a value is none of its field's choices.
+    """
+    for field in dataclasses.fields(config):
+        _check_choice(agent, field.name, getattr(config, field.name), field.metadata)
+
+
+def _check_choice(
+    agent: str, name: str, value: Any, metadata: Mapping[str, Any]
+) -> None:
+    choices = metadata.get("choices")
+    if choices is not None and value not in choices:
+        raise errors.unknown_name(f"{name} of {agent}", value, choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +175,11 @@ def resolve(
     )
 
 
-def _settings(cls: type) -> dict[str, tuple[Any, Range | None]]:
-    """Type and range of every field of a `Config` or `Hyper`, by name."""
+def _settings(cls: type) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """Type and metadata of every field of a `Config` or `Hyper`, by name."""
     hints = get_type_hints(cls)
     return {
-        field.name: (hints[field.name], field.metadata.get("range"))
+        field.name: (hints[field.name], field.metadata)
         for field in dataclasses.fields(cls)
     }
 
@@ -160,14 +187,16 @@ def _settings(cls: type) -> dict[str, tuple[Any, Range | None]]:
 def _checked(
     entry: AgentEntry,
     values: Mapping[str, Any],
-    settings: Mapping[str, tuple[Any, Range | None]],
+    settings: Mapping[str, tuple[Any, Mapping[str, Any]]],
 ) -> dict[str, Any]:
     checked = {}
     for name, value in values.items():
         if name not in settings:
             raise errors.unknown_name(f"setting of {entry.name}", name, settings)
-        kind, allowed = settings[name]
+        kind, metadata = settings[name]
         parsed = _parse(entry, name, value, kind)
+        _check_choice(entry.name, name, parsed, metadata)
+        allowed = metadata.get("range")
         numbers = parsed if isinstance(parsed, tuple) else (parsed,)
         if allowed is not None and not all(allowed.holds(x) for x in numbers):
             raise errors.UsageError(

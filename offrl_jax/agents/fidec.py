@@ -43,22 +43,14 @@ from offrl_jax.agents.entry import (
     AgentEntry,
     Preset,
     Range,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
 
 # Times at which a score is taken; at 0 it knows nothing of actions, at 1 there is none.
 EARLIEST, LATEST = 1e-3, 0.999
-
-_CHOICES = {
-    "integrator": flows.INTEGRATORS,
-    "q_aggregation": flows.AGGREGATIONS,
-    "multiplier_rule": ("learned", "fixed"),
-    "play": ("sample", "best_of", "refine"),
-    "score": ("exact", "velocity"),
-    "where": ("base", "renoised"),
-    "trace": decorator.TRACES,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +79,19 @@ class Config:
     hidden: tuple[int, ...] = within(COUNT, (512, 512, 512, 512))
     batch_size: int = within(COUNT, 256)
     flow_steps: int = within(COUNT, 10)
-    integrator: str = "euler"
+    integrator: str = one_of(flows.INTEGRATORS, "euler")
     layer_norm: bool = True
-    q_aggregation: str = "mean"
+    q_aggregation: str = one_of(flows.AGGREGATIONS, "mean")
     normalise_q: bool = False
-    multiplier_rule: str = "learned"
+    multiplier_rule: str = one_of(("learned", "fixed"), "learned")
     clip_gradients: bool = True
-    play: str = "sample"
+    play: str = one_of(("sample", "best_of", "refine"), "sample")
     candidates: int = within(COUNT, 10)
     refinements: int = within(COUNT, 5)
-    score: str = "exact"
-    where: str = "base"
+    score: str = one_of(("exact", "velocity"), "exact")
+    where: str = one_of(("base", "renoised"), "base")
     score_samples: int = within(COUNT, 1)
-    trace: str = "state"
+    trace: str = one_of(decorator.TRACES, "state")
     obs_transform: str = "none"
     reward_transform: str = "none"
 
@@ -167,11 +159,7 @@ def make_fidec(config: Config, spec: Spec) -> Agent:
       UsageError: a structural choice that does not exist, or several scores at one
         base action.
     """
-    for setting, known in _CHOICES.items():
-        if getattr(config, setting) not in known:
-            raise errors.unknown_name(
-                f"{setting} of fidec", getattr(config, setting), known
-            )
+    check_choices("fidec", config)
     if config.where == "base" and config.score_samples != 1:
         raise errors.UsageError(
             f"score_samples of fidec is {config.score_samples}, but where = base takes "

@@ -20,12 +20,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from offrl_jax import errors, flows, networks
+from offrl_jax import flows, networks
 from offrl_jax.agents import optim
-from offrl_jax.agents.entry import COUNT, POSITIVE, AgentEntry, Preset, within
+from offrl_jax.agents.entry import (
+    COUNT,
+    POSITIVE,
+    AgentEntry,
+    Preset,
+    check_choices,
+    one_of,
+    within,
+)
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
-
-_CHOICES = {"integrator": flows.INTEGRATORS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Config:
     hidden: tuple[int, ...] = within(COUNT, (512, 512, 512, 512))
     batch_size: int = within(COUNT, 256)
     flow_steps: int = within(COUNT, 10)
-    integrator: str = "euler"
+    integrator: str = one_of(flows.INTEGRATORS, "euler")
     obs_transform: str = "none"
     reward_transform: str = "none"
 
@@ -71,11 +77,7 @@ def make_flow_bc(config: Config, spec: Spec) -> Agent:
     Raises:
       UsageError: a structural choice that does not exist.
     """
-    for setting, known in _CHOICES.items():
-        if getattr(config, setting) not in known:
-            raise errors.unknown_name(
-                f"{setting} of flow_bc", getattr(config, setting), known
-            )
+    check_choices("flow_bc", config)
     velocity = velocity_of(config, spec)
 
     def init(key: Key, hyper: Hyper) -> State:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from offrl_jax import errors, flows, losses, networks
+from offrl_jax import flows, losses, networks
 from offrl_jax.agents import optim
 from offrl_jax.agents.entry import (
     COUNT,
@@ -35,14 +35,11 @@ from offrl_jax.agents.entry import (
     UNIT,
     AgentEntry,
     Preset,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
-
-_CHOICES = {
-    "integrator": flows.INTEGRATORS,
-    "q_aggregation": flows.AGGREGATIONS,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +57,9 @@ class Config:
     hidden: tuple[int, ...] = within(COUNT, (512, 512, 512, 512))
     batch_size: int = within(COUNT, 256)
     flow_steps: int = within(COUNT, 10)
-    integrator: str = "euler"
+    integrator: str = one_of(flows.INTEGRATORS, "euler")
     layer_norm: bool = True
-    q_aggregation: str = "mean"
+    q_aggregation: str = one_of(flows.AGGREGATIONS, "mean")
     normalise_q: bool = False
     obs_transform: str = "none"
     reward_transform: str = "none"
@@ -114,11 +111,7 @@ def make_fql(config: Config, spec: Spec) -> Agent:
     Raises:
       UsageError: a structural choice that does not exist.
     """
-    for setting, known in _CHOICES.items():
-        if getattr(config, setting) not in known:
-            raise errors.unknown_name(
-                f"{setting} of fql", getattr(config, setting), known
-            )
+    check_choices("fql", config)
     velocity, actor = velocity_of(config, spec), actor_of(config, spec)
     critic = critic_of(config)
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from offrl_jax import errors, flows, losses, networks
+from offrl_jax import flows, losses, networks
 from offrl_jax.agents import optim
 from offrl_jax.agents.entry import (
     COUNT,
@@ -34,11 +34,11 @@ from offrl_jax.agents.entry import (
     UNIT,
     AgentEntry,
     Preset,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
-
-_CHOICES = {"integrator": flows.INTEGRATORS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Config:
     hidden: tuple[int, ...] = within(COUNT, (512, 512, 512, 512))
     batch_size: int = within(COUNT, 256)
     flow_steps: int = within(COUNT, 10)
-    integrator: str = "euler"
+    integrator: str = one_of(flows.INTEGRATORS, "euler")
     layer_norm: bool = True
     candidates: int = within(COUNT, 32)
     obs_transform: str = "none"
@@ -108,11 +108,7 @@ def make_ifql(config: Config, spec: Spec) -> Agent:
     Raises:
       UsageError: a structural choice that does not exist.
     """
-    for setting, known in _CHOICES.items():
-        if getattr(config, setting) not in known:
-            raise errors.unknown_name(
-                f"{setting} of ifql", getattr(config, setting), known
-            )
+    check_choices("ifql", config)
     velocity, critic = velocity_of(config, spec), critic_of(config)
     value = value_of(config)
 

@@ -44,7 +44,6 @@ from flax import struct
 
 from offrl_jax import (
     distributions,
-    errors,
     losses,
     mutual_information,
     networks,
@@ -60,6 +59,8 @@ from offrl_jax.agents.entry import (
     AgentEntry,
     Preset,
     Range,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
@@ -76,12 +77,6 @@ Gaussian = tuple[Array, Array]
 """Mean and log standard deviation before tanh, `[B, A]` each."""
 
 _FOUND = "scripts by the authors that a code index has, not the paper's table"
-_CHOICES = {
-    "bound": mutual_information.BOUNDS,
-    "correction": ("mcmc", "importance", "none"),
-    "sampler": ("corrected", "released"),
-    "normaliser": ("samples", "batch"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +101,12 @@ class Config:
     hidden: tuple[int, ...] = within(COUNT, (256, 256))
     batch_size: int = within(COUNT, 256)
     layer_norm: bool = False
-    bound: str = "misa"
+    bound: str = one_of(mutual_information.BOUNDS, "misa")
     samples: int = within(COUNT, 50)
     add_positive: bool = False
-    normaliser: str = "samples"
-    correction: str = "mcmc"
-    sampler: str = "corrected"
+    normaliser: str = one_of(("samples", "batch"), "samples")
+    correction: str = one_of(("mcmc", "importance", "none"), "mcmc")
+    sampler: str = one_of(("corrected", "released"), "corrected")
     chains: int = within(COUNT, 10)
     draws: int = within(COUNT, 5)
     burn_in: int = within(Range(low=0.0), 5)
@@ -196,10 +191,7 @@ def make_misa(config: Config, spec: Spec) -> Agent:
     Raises:
       UsageError: a structural choice that does not exist.
     """
-    for setting, known in _CHOICES.items():
-        chosen = getattr(config, setting)
-        if chosen not in known:
-            raise errors.unknown_name(f"{setting} of misa", chosen, known)
+    check_choices("misa", config)
     actor, critic = actor_of(config, spec), critic_of(config)
     # The gain of `ba` is 0 whatever the critic: there is nothing to draw or correct.
     drawn_count = 0 if config.bound == "ba" else config.samples
