@@ -46,6 +46,8 @@ class Tables:
     """Arm to show paired differences to: a setting's name, or an agent's."""
     metrics: tuple[str, ...] = ()
     """Recorded metrics to show beside the score."""
+    returns: bool = False
+    """Show returns: tasks of your own have no reference to normalise them by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Final:
     """The last evaluation of one arm.
 
     Attributes:
-      scores: by seed; NaN for a failed run.
+      scores: by seed, or mean returns; NaN for a failed run.
       speed: updates per second, of the slowest program that ran a seed of it.
     """
 
@@ -61,8 +63,13 @@ class Final:
     speed: float
 
 
-def final_evaluations(rows: Sequence[Row]) -> dict[Arm, Final]:
-    """Every arm's last evaluations; those of unfinished runs are left out."""
+def final_evaluations(rows: Sequence[Row], returns: bool = False) -> dict[Arm, Final]:
+    """Every arm's last evaluations; those of unfinished runs are left out.
+
+    Args:
+      rows: of a results folder.
+      returns: takes mean returns in place of scores.
+    """
     last: dict[Arm, dict[int, Row]] = collections.defaultdict(dict)
     for row in rows:
         if row.seed is not None and row.step == row.updates_total:
@@ -70,13 +77,21 @@ def final_evaluations(rows: Sequence[Row]) -> dict[Arm, Final]:
     return {
         arm: Final(
             {
-                seed: math.nan if row.score is None else row.score
+                seed: _mean_return(row) if returns else _score(row)
                 for seed, row in sorted(by_seed.items())
             },
             min((row.updates_per_s or math.nan) for row in by_seed.values()),
         )
         for arm, by_seed in last.items()
     }
+
+
+def _score(row: Row) -> float:
+    return math.nan if row.score is None else row.score
+
+
+def _mean_return(row: Row) -> float:
+    return statistics.fmean(row.returns) if row.returns else math.nan
 
 
 def final_metrics(points: Sequence[MetricPoint]) -> dict[Arm, dict[str, float]]:
@@ -119,8 +134,9 @@ def table(
     recorded: Mapping[Arm, Mapping[str, float]],
     metrics: Sequence[str] = (),
     against: str | None = None,
+    what: str = "score",
 ) -> str:
-    """One Markdown table, best mean first.
+    """One Markdown table, best mean first; `what` names the column.
 
     Raises:
       UsageError: `against` is no setting or agent of the task, or of several arms.
@@ -139,7 +155,7 @@ def table(
             )
         reference = matching[0]
     shown = [m for m in metrics if any(m in recorded.get(arm, {}) for arm in arms)]
-    header = [task, "mean score", "95 % interval", "range (seeds)"]
+    header = [task, f"mean {what}", "95 % interval", "range (seeds)"]
     if against is not None:
         header.append(f"minus {against}, paired")
     header += ["updates/s", *(f"`{name}`" for name in shown)]
@@ -176,12 +192,15 @@ def table(
 
 def main(arguments: Tables) -> None:
     """Prints the tables of all tasks."""
-    found = final_evaluations(read_rows(arguments.results, warnings.warn))
+    rows = read_rows(arguments.results, warnings.warn)
+    found = final_evaluations(rows, arguments.returns)
     recorded = final_metrics(read_metrics(arguments.results))
     if not found:
         raise UsageError(f"{arguments.results} has no finished run to show")
+    shown = arguments.metrics, arguments.against
     for task in sorted({arm[0] for arm in found}):
-        print(table(task, found, recorded, arguments.metrics, arguments.against))
+        what = "return" if arguments.returns else "score"
+        print(table(task, found, recorded, *shown, what))
         print(flush=True)
 
 

@@ -81,6 +81,19 @@ def test_a_failed_run_shows_and_sorts_last():
     assert lines[-1].startswith("| c | nan")
 
 
+def test_returns_of_a_task_without_a_reference():
+    rows = [
+        score_row("a", 0, None, returns=[1.0, 2.0], lengths=[3, 3], episodes=2),
+        score_row("a", 1, None, returns=[4.0, 5.0], lengths=[3, 3], episodes=2),
+        score_row("b", 0, None, returns=[], lengths=[], episodes=0),
+    ]
+    found = tables.final_evaluations(rows, returns=True)
+    assert found[TASK, "acpo", "a"].scores == {0: 1.5, 1: 4.5}
+    shown = tables.table(TASK, found, {}, what="return").splitlines()
+    assert shown[0].startswith(f"| {TASK} | mean return |")
+    assert shown[2].startswith("| a | 3.0 |") and shown[3].startswith("| b | nan |")
+
+
 def test_medians_of_the_last_finite_points():
     points = [
         make_point(agent="acpo", setting="a", seed=seed, step=step, values={"kappa": k})
