@@ -83,9 +83,9 @@ def test_a_failed_run_shows_and_sorts_last():
 
 def test_returns_of_a_task_without_a_reference():
     rows = [
-        score_row("a", 0, None, returns=[1.0, 2.0], lengths=[3, 3], episodes=2),
-        score_row("a", 1, None, returns=[4.0, 5.0], lengths=[3, 3], episodes=2),
-        score_row("b", 0, None, returns=[], lengths=[], episodes=0),
+        score_row("a", 0, None, returns=[1.0, 2.0], lengths=[3, 3]),
+        score_row("a", 1, None, returns=[4.0, 5.0], lengths=[3, 3]),
+        score_row("b", 0, None, returns=[], lengths=[]),
     ]
     found = tables.final_evaluations(rows, returns=True)
     assert found[TASK, "acpo", "a"].scores == {0: 1.5, 1: 4.5}
