@@ -267,7 +267,7 @@ def test_each_phase_changes_only_what_is_its_own(behaviour):
 # the box's corner, of which the critic has seen next to nothing.  The automatic member
 # that is slack comes to 0 from within; a fixed 0 has the uniform bandit below.
 MEMBERS_FIXED = (0.25, 0.5, 1.0, 2.0, 10.0)
-MEMBERS_AUTOMATIC = (0.05, 0.25, 0.4)
+MEMBERS_AUTOMATIC = (1.42, 0.16, -0.15)
 BEHAVIOUR, BEST, TEMPERATURE = (-0.05, 0.33), 0.3, 0.1
 
 
@@ -285,13 +285,13 @@ def expected_log_beta(kappa: float) -> float:
     return -((mean - BEHAVIOUR[0]) ** 2 + std**2) / (2.0 * BEHAVIOUR[1] ** 2)
 
 
-def root(level: float) -> float:
-    """The kappa that solves the dual for the `level`-quantile of log beta: 0 if slack.
+def root(delta: float) -> float:
+    """The kappa that solves the dual for the mean of log beta less delta: 0 if slack.
 
     log beta of beta's own actions is minus half a chi-square variable, less the same
     constant.
     """
-    threshold = -scipy.stats.chi2.ppf(1.0 - level, 1) / 2.0
+    threshold = -0.5 - delta
     if expected_log_beta(0.0) >= threshold:
         return 0.0
     return float(
@@ -339,14 +339,14 @@ def test_reverse_projection_and_dual_find_the_optimum_on_paper():
     quantiles = (np.arange(toy_mdps.N) + 0.5) / toy_mdps.N
     action = BEHAVIOUR[0] + BEHAVIOUR[1] * scipy.stats.norm.ppf(quantiles)
     reward = 1.0 - (action - BEST) ** 2
-    automatic = [root(level) for level in MEMBERS_AUTOMATIC]
+    automatic = [root(delta) for delta in MEMBERS_AUTOMATIC]
     assert automatic[0] == 0.0
     assert 0.2 < automatic[1] < 0.8 < automatic[2]
     count = len(MEMBERS_FIXED), len(MEMBERS_AUTOMATIC)
     axes = {"alpha": [TEMPERATURE / reward.std()] * sum(count)}
     axes["kappa"] = [*MEMBERS_FIXED, *([1.0] * count[1])]
     axes["kappa_lr"] = [*([0.0] * count[0]), *([1e-2] * count[1])]
-    axes["level"] = [*([0.05] * count[0]), *MEMBERS_AUTOMATIC]
+    axes["delta"] = [*([0.0] * count[0]), *MEMBERS_AUTOMATIC]
     data = toy_mdps.bandit(np.clip(action, -1.0, 1.0), reward)
     states = population("acpo", data, 1500, 3000, **axes)
     # A fixed kappa does not move by one bit.
@@ -361,7 +361,7 @@ def test_reverse_projection_and_dual_find_the_optimum_on_paper():
 
 def test_reverse_projection_without_constraint_takes_the_best_action():
     size = len(MEMBERS_FIXED) + len(MEMBERS_AUTOMATIC)  # As above: compiled once.
-    axes = {"alpha": [0.02], "kappa": [0.0], "kappa_lr": [0.0], "level": [0.05]}
+    axes = {"alpha": [0.02], "kappa": [0.0], "kappa_lr": [0.0], "delta": [0.0]}
     axes = {k: v * size for k, v in axes.items()}
     states = population("acpo", toy_mdps.uniform_bandit(), 200, 2000, **axes)
     np.testing.assert_allclose(policies("acpo", states)[0], 0.5, atol=0.06)

@@ -70,10 +70,10 @@ class Config:
         of Q), `expectile` (IQL's: V is an expectile of Q over the data's actions, and
         the target of Q is V(s')).
       actor: which projection, `reverse` or `forward`; the paper's is `forward`.
-      threshold: rule for eps. `quantile`: the `level`-quantile of log beta over the
-        data's actions; `nll`: their mean minus `delta` nats per dimension; `ess`: what
-        the closed form reaches with the smallest kappa whose weights have an effective
-        sample size of at least `level` of the batch.
+      threshold: rule for eps. `nll`: the mean of log beta over the data's actions
+        minus `delta` nats per dimension; `quantile`: their `level`-quantile; `ess`:
+        what the closed form reaches with the smallest kappa whose weights have an
+        effective sample size of at least `level` of the batch.
     """
 
     hidden: tuple[int, ...] = within(COUNT, (256, 256))
@@ -84,7 +84,7 @@ class Config:
     components: int = within(COUNT, 5)
     critic: str = one_of(("soft", "regularised", "expectile"), "soft")
     actor: str = one_of(("reverse", "forward"), "reverse")
-    threshold: str = one_of(("quantile", "nll", "ess"), "quantile")
+    threshold: str = one_of(("nll", "quantile", "ess"), "nll")
     obs_transform: str = "standardise"
     reward_transform: str = "none"
 
@@ -453,7 +453,7 @@ ENTRY = AgentEntry(
             source="ours: the nets of the experiments in docs/algorithms/acpo.md",
         ),
         "paper": Preset(
-            config={"actor": "forward", "threshold": "nll", "critics": 2},
+            config={"actor": "forward", "critics": 2},
             source="forward projection of the second-hand equations, with the notes' "
             "rule for the threshold",
         ),
