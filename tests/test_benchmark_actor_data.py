@@ -1,0 +1,78 @@
+"""benchmarks/actor_data.py: what it writes is what the simulator says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from offrl_jax.datasets import importing
+from offrl_jax.datasets.store import Store
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "actor_data.py"
+
+
+def write_actor(path: Path, obs_dim: int = 11, action_dim: int = 3) -> Path:
+    rng = np.random.default_rng(0)
+    sizes = {"w0": (4, obs_dim), "w1": (4, 4), "w_mu": (action_dim, 4)}
+    sizes["w_log_std"] = sizes["w_mu"]
+    weights = {name: 0.3 * rng.normal(size=size) for name, size in sizes.items()}
+    biases = {"b" + name[1:]: np.zeros(size[0]) for name, size in sizes.items()}
+    biases["b_log_std"] -= 30.0  # Cut at -20: next to no noise.
+    np.savez(path, **weights, **biases)
+    return path
+
+
+def collect(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_rows_are_the_simulators_and_can_be_imported(tmp_path: Path):
+    actor = write_actor(tmp_path / "actor.npz")
+    out = tmp_path / "hopper.npz"
+    options = "--env", "Hopper-v5", "--out", out, "--transitions", 60, "--epsilon", 0
+    done = collect(actor, *options)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as found, np.load(actor) as weights:
+        rows, w = dict(found), dict(weights)
+    assert len(rows["reward"]) >= 60 and rows["env_id"] == "mujoco/Hopper-v5"
+    hidden = np.maximum(rows["obs"] @ w["w0"].T, 0.0)
+    hidden = np.maximum(hidden @ w["w1"].T, 0.0)
+    np.testing.assert_allclose(rows["action"], np.tanh(hidden @ w["w_mu"].T), atol=1e-5)
+    # Played again from the recorded seed of the first episode.
+    env = gymnasium.make("Hopper-v5")
+    obs, _ = env.reset(seed=int(np.random.default_rng(0).integers(2**31)))
+    np.testing.assert_allclose(rows["obs"][0], obs, atol=1e-6)
+    next_obs, reward, terminated, _, _ = env.step(rows["action"][0])
+    np.testing.assert_allclose(rows["next_obs"][0], next_obs, atol=1e-4)
+    assert rows["reward"][0] == pytest.approx(float(reward), abs=1e-4)
+    assert bool(rows["terminated"][0]) == terminated
+    env.close()
+    ends = rows["terminated"] | rows["truncated"]
+    assert ends[-1]
+    np.testing.assert_array_equal(
+        rows["next_obs"][:-1][~ends[:-1]], rows["obs"][1:][~ends[:-1]]
+    )
+    assert "hopper-test" in importing.import_file(
+        out, "local/hopper-test-v0", Store(tmp_path / "store")
+    )
+
+
+def test_an_actor_of_another_body_is_refused_in_one_line(tmp_path: Path):
+    actor = write_actor(tmp_path / "actor.npz", obs_dim=17)
+    done = collect(actor, "--env", "Hopper-v5", "--out", tmp_path / "x.npz")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "(17,)" in done.stderr
+    (tmp_path / "half.npz").write_bytes(b"")
+    np.savez(tmp_path / "half.npz", w0=np.zeros((4, 11)))
+    done = collect(tmp_path / "half.npz", "--env", "Hopper-v5", "--out", "x.npz")
+    assert "lacks b0" in done.stderr and done.returncode == 1
