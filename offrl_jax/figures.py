@@ -91,8 +91,12 @@ class TrainedRun:
 
     @property
     def group(self) -> tuple[str, str, SectionKey | None]:
-        """What runs share that differ by seed alone (or by task)."""
-        return self.cell.agent, self.cell.setting, self.section
+        """What runs share that differ by seed alone (or by task).
+
+        Not the family: a panel shows one task, and a group has one colour in all.
+        """
+        section = self.section and self.section._replace(family="")
+        return self.cell.agent, self.cell.setting, section
 
 
 def read_runs(
@@ -209,7 +213,6 @@ def labels(
     details: tuple[Callable[[SectionKey], str], ...] = (
         lambda section: f"{section.updates_total:,} updates",
         lambda section: f"suite {section.suite}",
-        lambda section: f"family {section.family}",
         lambda section: f"protocol {section.protocol}",
     )
     for detail in details:

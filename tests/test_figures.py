@@ -163,6 +163,13 @@ class TestNumbers:
             "td3_bc, alpha=1.0",
         ]
 
+    def test_an_agent_has_one_colour_in_the_panels_of_every_family(self, tmp_path):
+        for family, task in (("classic", POND), ("neorl2", "neorl2/DMSD-v1")):
+            write(tmp_path, rows=[make_row(run_id=family, family=family, task=task)])
+        runs = read(tmp_path)
+        assert {run.section.family for run in runs} == {"classic", "neorl2"}
+        assert set(figures.labels(run.group for run in runs).values()) == {"td3_bc"}
+
 
 class TestPanels:
     def test_one_per_metric_and_task_in_the_order_asked_for(self, tmp_path) -> None:
