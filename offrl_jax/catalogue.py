@@ -120,7 +120,7 @@ def episode_scores(
 _CLASSIC_TEXT = {
     "pendulum": "swing up and balance a pendulum",
     "point_maze": "find the way through a maze from pieces of ways",
-    "gates": "pass walls with two openings, equally good",
+    "gates": "pass walls with two openings, one of them glass",
     "dmsd": "drive two coupled masses to their targets",
 }
 _QUALITY_TEXT = {

@@ -23,6 +23,17 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 SHARED = Path(os.environ.get("OFFRL_SHARED", ROOT.parent / "shared"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_dropped():
+    """Forgets what a file compiled, once its tests are through.
+
+    A compiled program on CPU holds dozens of memory mappings, of which Linux allows a
+    process 65,530; beyond that the compiler ends with a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data (`OFFRL_SHARED`); tests that need it skip without it."""

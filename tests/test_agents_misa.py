@@ -22,7 +22,6 @@ from toy_mdps import forward
 from offrl_jax import mutual_information
 from offrl_jax.agents import misa
 from offrl_jax.agents.entry import resolve
-from offrl_jax.errors import UsageError
 from offrl_jax.types import Spec, Transitions
 
 SPEC = Spec(obs_dim=3, action_dim=2, horizon=4)
@@ -351,15 +350,6 @@ def test_the_corrected_sampler_settles_and_the_released_one_does_not_move():
     released = run(*make(sampler="released", **counts), updates=20)
     assert released["acceptance"] < 0.1
     assert "step_size" in found and "step_size" not in released
-
-
-@pytest.mark.parametrize("setting", ["bound", "correction", "sampler", "normaliser"])
-def test_a_choice_that_does_not_exist_is_refused_by_name(setting):
-    config, _ = resolve(
-        misa.ENTRY, family="", preset=None, overrides={setting: "missa"}
-    )
-    with pytest.raises(UsageError, match=f"{setting} of misa 'missa'"):
-        misa.make_misa(config, SPEC)
 
 
 def test_presets_are_what_their_sources_say():

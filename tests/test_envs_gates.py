@@ -13,69 +13,112 @@ from scipy import stats
 from offrl_jax.datasets import classic, reference
 from offrl_jax.envs import gates
 
-PASSES = jax.jit(jax.vmap(gates.passes))
-GRID = np.stack(np.meshgrid(*2 * [np.linspace(-1.0, 1.0, 401)]), -1).reshape(-1, 2)
+STEP = jax.jit(jax.vmap(gates.step, (None, 0)))
+PLANE = np.stack(np.meshgrid(*2 * [np.linspace(-3.0, 3.0, 601)]), -1).reshape(-1, 2)
+CELL = 0.01**2
 
 
-def free(phi: float, action: np.ndarray) -> np.ndarray:
-    """Whether the points `[n, 2]` lie in either disc, in float64."""
+def disc(phi: float, action: np.ndarray) -> np.ndarray:
+    """Whether the points `[n, 2]` lie in the opening in direction phi, in float64."""
     centre = gates.DISTANCE * np.array([math.cos(phi), math.sin(phi)])
-    first = np.linalg.norm(action - centre, axis=1) <= gates.OPENING
-    return first | (np.linalg.norm(action + centre, axis=1) <= gates.OPENING)
+    return np.linalg.norm(np.clip(action, -1, 1) - centre, axis=1) <= gates.OPENING
 
 
-@pytest.mark.parametrize("phi", [0.0, 0.4, 1.9, 3.1])
-def test_walls_are_two_discs_in_a_square(phi: float):
-    found = np.asarray(PASSES(jnp.full(len(GRID), phi), jnp.asarray(GRID)))
-    assert np.mean(found != free(phi, GRID)) < 1e-3  # On the rim: rounding.
-    area = 2 * math.pi * gates.OPENING**2 / 4
-    assert found.mean() == pytest.approx(area, rel=0.02)
+def at(phi: float, t: int = 0) -> gates.GatesState:
+    return gates.GatesState(jax.random.key(1), jnp.float32(phi), jnp.int32(t))
 
 
-def test_half_a_turn_of_the_wall_changes_nothing():
+@pytest.mark.parametrize("phi", [0.0, 0.4, 1.9, 5.1])
+def test_every_point_of_a_wall(phi: float):
+    """Clear, glass or wall, and where each of them leads."""
+    points = PLANE[::7]
+    after, step = STEP(at(phi), jnp.asarray(points, jnp.float32))
+    clear, glass = disc(phi, points), disc(phi + math.pi, points)
+    rim = np.zeros(len(points), bool)  # Rounding decides there.
+    for side in (phi, phi + math.pi):
+        centre = gates.DISTANCE * np.array([math.cos(side), math.sin(side)])
+        gap = np.linalg.norm(np.clip(points, -1, 1) - centre, axis=1) - gates.OPENING
+        rim |= np.abs(gap) < 1e-5
+    inside = ~rim
+    np.testing.assert_array_equal(np.asarray(step.reward)[inside], clear[inside])
+    ended = np.asarray(step.terminated)
+    np.testing.assert_array_equal(ended[inside], ~(clear | glass)[inside])
+    # The same wall again against the glass, another one beyond the clear opening.
+    same = np.asarray(after.phi) == np.float32(phi)
+    assert same[glass & inside].all() and not same[clear & inside].any()
+    assert not np.asarray(step.truncated).any()
+    last = gates.step(at(phi, gates.SPEC.horizon - 1), jnp.zeros(2))[1]
+    assert last.truncated and last.terminated
+
+
+def test_half_a_turn_of_the_wall_is_not_seen():
     phi = jnp.linspace(0.0, math.pi, 50, endpoint=False)
-    turned = phi + math.pi
     observe = jax.vmap(gates.observe)
-    np.testing.assert_allclose(observe(phi), observe(turned), atol=1e-6)
-    actions = jax.random.uniform(jax.random.key(0), (50, 2), minval=-1.0)
-    np.testing.assert_array_equal(PASSES(phi, actions), PASSES(turned, actions))
+    np.testing.assert_allclose(observe(phi), observe(phi + math.pi), atol=1e-6)
     centres = jax.vmap(gates.opening)(observe(phi))
-    assert PASSES(phi, centres).all() and PASSES(phi, -centres).all()
+    within = jax.vmap(gates.within)
+    np.testing.assert_array_equal(within(phi, centres), within(phi + math.pi, -centres))
+    assert (within(phi, centres) | within(phi, -centres)).all()
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 0.7, rtol=1e-5)
 
 
-def test_a_hit_ends_the_episode_and_pays_nothing():
-    state, obs = gates.reset(jax.random.key(3))
-    after, hit = gates.step(state, jnp.zeros(2))
-    assert bool(hit.terminated) and hit.reward == 0.0 and not hit.truncated
-    after, passed = gates.step(state, gates.opening(obs))
-    assert passed.reward == 1.0 and not passed.terminated and not passed.success
-    last = after._replace(t=jnp.int32(gates.SPEC.horizon - 1))
-    _, end = gates.step(last, gates.opening(passed.obs))
-    assert end.success and end.truncated and not end.terminated
-    _, end = gates.step(last, jnp.zeros(2))
-    assert end.terminated and not end.success
-
-
-def test_the_walls_to_come_do_not_depend_on_the_action():
-    state, obs = gates.reset(jax.random.key(0))
-    _, one = gates.step(state, gates.opening(obs))
-    _, other = gates.step(state, -gates.opening(obs))
-    np.testing.assert_array_equal(one.obs, other.obs)
+def test_walls_are_drawn_uniformly_whatever_was_done():
+    first, _ = gates.reset(jax.random.key(0))
+    clear = gates._centre(first.phi)
+    ahead, _ = gates.step(first, clear)
+    again, _ = gates.step(first, clear * 0.9)
+    assert ahead.phi == again.phi != first.phi
     angles = []
+    state = first
     for _ in range(200):
-        state, step = gates.step(state, jnp.zeros(2))
-        angles.append(float(jnp.arctan2(step.obs[1], step.obs[0])))
-    uniform = stats.kstest(angles, stats.uniform(-math.pi, 2 * math.pi).cdf)
+        state, _ = gates.step(state, gates._centre(state.phi))
+        angles.append(float(state.phi))
+    uniform = stats.kstest(angles, stats.uniform(0.0, 2 * math.pi).cdf)
     assert uniform.pvalue > 1e-3
 
 
-def test_the_random_policys_return_in_closed_form():
-    chance = 2 * math.pi * gates.OPENING**2 / 4
-    expected = sum(chance**k for k in range(1, gates.SPEC.horizon + 1))
+def expected_return(one: float, other: float, steps: int = gates.SPEC.horizon) -> float:
+    """Of a policy that meets the openings with these chances, by backward induction.
+
+    At every new wall either opening is the clear one, with probability 1/2.
+    """
+    value = np.zeros(2)  # With the first, with the second opening clear.
+    for _ in range(steps):
+        fresh = 1.0 + value.mean()
+        value = np.array(
+            [one * fresh + other * value[0], other * fresh + one * value[1]]
+        )
+    return float(value.mean())
+
+
+def test_references_in_closed_form():
+    chance = math.pi * gates.OPENING**2 / 4
     minimum, maximum = reference.CLASSIC["gates"]
-    assert minimum == pytest.approx(expected, abs=4 * 0.0035)
-    assert maximum == gates.SPEC.horizon
+    assert minimum == pytest.approx(expected_return(chance, chance), abs=4 * 0.0025)
+    assert expected_return(0.5, 0.5) == pytest.approx(10.0)
+    assert maximum == pytest.approx(10.0, abs=4 * 0.025)
+    # Always the same opening: one wall on average, and then the glass.
+    assert expected_return(1.0, 0.0) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_no_gaussian_passes_more_than_one_wall():
+    """Every mean on the axis through the openings, every spread along and across it.
+
+    A mean beside the axis is no better by symmetry, and a tilted Gaussian meets the
+    discs less often than one along their axis.
+    """
+    spreads = [0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5]
+    clear, glass = disc(0.0, PLANE), disc(math.pi, PLANE)
+    best = 0.0
+    for mean in np.linspace(0.0, 0.9, 19):
+        for along in spreads:
+            for across in spreads:
+                x = np.exp(-0.5 * ((PLANE[:, 0] - mean) / along) ** 2)
+                density = x * np.exp(-0.5 * (PLANE[:, 1] / across) ** 2)
+                density /= 2 * math.pi * along * across
+                masses = (density @ np.stack([clear, glass], 1)) * CELL
+                best = max(best, expected_return(*masses))
+    assert 0.98 < best < 1.01
 
 
 def in_the_walls_frame(quality: str) -> np.ndarray:
@@ -90,44 +133,12 @@ def in_the_walls_frame(quality: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("quality", ["medium", "expert"])
-def test_the_gaussian_of_largest_likelihood_hits_the_wall(quality: str):
-    """Its chance of passing by a sum over the plane, against the data's own."""
+def test_the_data_use_both_openings_and_their_gaussian_hits_the_wall(quality: str):
     actions = in_the_walls_frame(quality)
-    np.testing.assert_allclose(actions.mean(0), 0.0, atol=0.02)
-    fit = stats.multivariate_normal(np.zeros(2), np.cov(actions.T))
-    plane = np.stack(np.meshgrid(*2 * [np.linspace(-4.0, 4.0, 801)]), -1).reshape(-1, 2)
-    # Actions are clipped to the square, which the openings' rims do not touch.
-    chance = fit.pdf(plane)[free(0.0, plane)].sum() * 0.01**2
-    assert chance < 0.5
-    assert not free(0.0, np.zeros((1, 2)))[0], "its mode hits the wall, too"
-    own = free(0.0, actions).mean()
-    assert own > {"medium": 0.65, "expert": 0.99}[quality]
-    # One mode of the two, which no symmetric loss would prefer, is as good as both.
-    right = actions[actions[:, 0] > 0]
-    mode = stats.multivariate_normal(right.mean(0), np.cov(right.T))
-    assert mode.pdf(plane)[free(0.0, plane)].sum() * 0.01**2 > own - 0.02
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_every_continuous_choice_of_one_action_hits_a_wall(seed: int):
-    """A closed curve of actions changes sides of the wall's middle line somewhere."""
-    rng = np.random.default_rng(seed)
-    angle = np.linspace(0.0, 2 * math.pi, 20_001)  # Of the observation: 2 phi.
-    if seed == 0:
-        # Stays with one opening as long as it can, and returns on the last percent.
-        phi = np.interp(angle, [0.0, 1.98 * math.pi, 2 * math.pi], [0, 0.99, 0])
-        phi = phi * math.pi
-        curve = 0.7 * np.stack([np.cos(phi), np.sin(phi)], 1)
-    else:
-        waves = np.arange(6)
-        cosines = rng.normal(size=(6, 2)) / (1 + waves[:, None])
-        sines = rng.normal(size=(6, 2)) / (1 + waves[:, None])
-        phase = angle[:, None] * waves
-        curve = np.tanh(np.cos(phase) @ cosines + np.sin(phase) @ sines)
-    np.testing.assert_allclose(curve[0], curve[-1], atol=1e-9)
-    side = (curve * np.stack([np.cos(angle / 2), np.sin(angle / 2)], 1)).sum(1)
-    assert side[0] * side[-1] <= 0
-    crossing = np.flatnonzero(side[:-1] * side[1:] <= 0)
-    assert crossing.size
-    hit = PASSES(jnp.asarray(angle[crossing] / 2), jnp.asarray(curve[crossing]))
-    assert not np.asarray(hit).any()
+    own = [disc(side, actions).mean() for side in (0.0, math.pi)]
+    assert own[0] == pytest.approx(own[1], abs=0.01)
+    assert sum(own) > {"medium": 0.65, "expert": 0.99}[quality]
+    fit = stats.multivariate_normal(actions.mean(0), np.cov(actions.T))
+    likeliest = [fit.pdf(PLANE)[disc(s, PLANE)].sum() * CELL for s in (0.0, math.pi)]
+    assert sum(likeliest) < 0.5
+    assert expected_return(*likeliest) < 0.3 * expected_return(*own)

@@ -299,7 +299,7 @@ def test_networks_by_hand():
         ),
         (flows.ActionMap((8, 6), 2), args[:2], both, False),
         (flows.gelu_critic((8, 6), True), args[:2], both, True),
-        (flows.StateValue((8, 6)), args[:1], obs, True),
+        (flows.gelu_value((8, 6), True), args[:1], obs, True),
     ]:
         params = module.init(jax.random.key(0), *inputs)
         got = networks.apply(module, params, *inputs)

@@ -49,7 +49,7 @@ def act(key: Key, knobs: Knobs, memory: Any, obs: Array) -> tuple[Array, Any]:
 BEHAVIOUR = Behaviour(_ENV, start, act, never_finished, tuple(DEFAULTS.items()))
 
 _RANDOM = {"epsilon": (1.0, 1.0)}
-# Hits the wall at about every third one: aims badly, and too near to the middle.
+# Hits the wall at about every third step: aims badly, and too near to the middle.
 _MEDIUM = {"noise": (0.1, 0.2), "reach": (0.7, 1.0)}
 _NOISY_EXPERT = {"noise": (0.05, 0.15)}
 

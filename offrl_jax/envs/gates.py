@@ -1,25 +1,25 @@
-"""`classic/gates-v0`: one wall after the other, each with two openings, equally good.
+"""`classic/gates-v0`: walls with two openings, one of which is glass.
 
 A task of this suite's own, made for policies with several modes.  The action is the
 point of the wall, in [-1, 1]^2, through which to pass.  The openings are discs of
-radius `OPENING` around `+p` and `-p`, `p = DISTANCE (cos phi, sin phi)`, with phi drawn
-anew for every wall, whatever was done before.  Passing pays 1; a hit ends the episode
-(`terminated`) and pays 0; episodes are cut off after 20 walls.
+radius `OPENING` around `+p` and `-p`, `p = DISTANCE (cos phi, sin phi)`.  For every
+wall, phi and which opening is glass are drawn anew, whatever was done before:
 
-The observation is `(cos 2 phi, sin 2 phi)`: turning the wall by half a turn exchanges
-its openings and changes nothing, so the observation does not tell them apart.
+- through the clear opening: 1 point, and on to the next wall;
+- against the glass: nothing, and the same wall again;
+- anywhere else: a hit, which ends the episode (`terminated`) and pays nothing.
 
-Why a unimodal policy must fail, however it is trained:
+Episodes are cut off after 20 steps.  The observation is `(cos 2 phi, sin 2 phi)`: it
+tells neither the openings apart, which half a turn of the wall exchanges, nor which one
+is glass, nor that one has just been tried.
 
-- It cannot *imitate*: by symmetry the mean of data that use both openings alike is the
-  wall's middle, and the Gaussian of largest likelihood passes seldom (`tests/
-  test_envs_gates.py` computes how seldom).
-- It cannot *choose* either, if its mean is continuous in the observation: once round
-  the circle of observations turns phi by half a turn, so a mean that stays with one
-  opening comes back at the other one, and somewhere in between it crosses the wall.
-
-A policy that is a continuous image of noise, like a flow, has no such difficulty: it
-uses both openings everywhere.
+Why a policy with one mode must fail, however it is trained: at the same observation it
+does the same again.  If it goes for one opening, the first glass there holds it for
+good: it passes 1 wall on average.  If it is broad enough to reach both, it mostly hits
+the wall between them.  No Gaussian at any mean and spread passes more than 1
+(`tests/test_envs_gates.py` tries them all), a coin that is tossed between the openings
+passes 10.  The data are made with such a coin, and both openings have the same value,
+so that improvement by value gives no reason to give one of them up.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class GatesState(NamedTuple):
 
     Attributes:
       key: of the walls to come.
-      phi: `[]`, radians, the direction of one opening.
-      t: `[]`, int32, walls passed.
+      phi: `[]`, radians, the direction of the clear opening; that of the other one is
+        phi + pi.
+      t: `[]`, int32, steps taken.
     """
 
     key: Key
@@ -63,22 +64,21 @@ def observe(phi: Array) -> Array:
 
 def opening(obs: Array) -> Array:
     """One of the openings' centres `[2]` at an observation; minus it is the other."""
-    phi = 0.5 * jnp.arctan2(obs[1], obs[0])
+    return _centre(0.5 * jnp.arctan2(obs[1], obs[0]))
+
+
+def _centre(phi: Array) -> Array:
     return DISTANCE * jnp.stack([jnp.cos(phi), jnp.sin(phi)])
 
 
-def passes(phi: Array, action: Array) -> Array:
-    """Whether `action` `[2]` lies in an opening; bool `[]`."""
-    centre = DISTANCE * jnp.stack([jnp.cos(phi), jnp.sin(phi)])
-    nearest = jnp.minimum(
-        jnp.sum((action - centre) ** 2), jnp.sum((action + centre) ** 2)
-    )
-    return nearest <= OPENING**2
+def within(phi: Array, action: Array) -> Array:
+    """Whether `action` `[2]` lies in the opening in direction phi; bool `[]`."""
+    return jnp.sum((action - _centre(phi)) ** 2) <= OPENING**2
 
 
 def _next_wall(key: Key) -> tuple[Key, Array]:
     key, k_phi = jax.random.split(key)
-    return key, jax.random.uniform(k_phi, (), maxval=math.pi)
+    return key, jax.random.uniform(k_phi, (), maxval=2.0 * math.pi)
 
 
 def reset(key: Key) -> tuple[GatesState, Array]:
@@ -88,19 +88,22 @@ def reset(key: Key) -> tuple[GatesState, Array]:
 
 
 def step(state: GatesState, action: Array) -> tuple[GatesState, TimeStep]:
-    """Through the wall at `action` `[2]`, clipped to [-1, 1], or into it."""
-    passed = passes(state.phi, jnp.clip(action, -1.0, 1.0))
+    """Towards the wall at `action` `[2]`, clipped to [-1, 1]."""
+    action = jnp.clip(action, -1.0, 1.0)
+    passed = within(state.phi, action)
+    bounced = within(state.phi + math.pi, action)
     key, phi = _next_wall(state.key)
+    phi = jnp.where(passed, phi, state.phi)
     new = GatesState(key, phi, state.t + 1)
     return new, TimeStep(
         obs=observe(phi),
         reward=passed.astype(jnp.float32),
-        terminated=~passed,
+        terminated=~(passed | bounced),
         truncated=new.t >= SPEC.horizon,
-        success=passed & (new.t >= SPEC.horizon),
+        success=jnp.zeros((), bool),
     )
 
 
 def make() -> PureEnv:
     """The environment as a pair of pure functions."""
-    return PureEnv(NAME, SPEC, reset, step, has_success=True)
+    return PureEnv(NAME, SPEC, reset, step)
