@@ -46,6 +46,8 @@ class Tables:
     """Arm to show paired differences to: a setting's name, or an agent's."""
     metrics: tuple[str, ...] = ()
     """Recorded metrics to show beside the score."""
+    between: tuple[str, str] | None = None
+    """Two agents: shows the first minus the second, paired, setting by setting."""
     returns: bool = False
     """Show returns: tasks of your own have no reference to normalise them by."""
 
@@ -190,6 +192,27 @@ def table(
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def differences(task: str, found: Mapping[Arm, Final], first: str, second: str) -> str:
+    """Paired differences of two agents as a Markdown table, a row per setting.
+
+    Raises:
+      UsageError: the task has no setting that both agents have.
+    """
+    arms = {arm: final.scores for arm, final in found.items() if arm[0] == task}
+    settings = [s for _, agent, s in arms if agent == first]
+    common = [s for s in settings if (task, second, s) in arms]
+    if not common:
+        raise UsageError(f"{task} has no setting that both {first} and {second} have")
+    lines = [[task, f"{first} minus {second}", "seeds"], ["---"] * 3]
+    for setting in sorted(common):
+        values = paired(arms[task, first, setting], arms[task, second, setting])
+        low, high = interval(values)
+        mean = statistics.fmean(values)
+        shown = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        lines.append([setting, shown, str(len(values))])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 def main(arguments: Tables) -> None:
     """Prints the tables of all tasks."""
     rows = read_rows(arguments.results, warnings.warn)
@@ -200,7 +223,10 @@ def main(arguments: Tables) -> None:
     shown = arguments.metrics, arguments.against
     for task in sorted({arm[0] for arm in found}):
         what = "return" if arguments.returns else "score"
-        print(table(task, found, recorded, *shown, what))
+        if arguments.between is not None:
+            print(differences(task, found, *arguments.between))
+        else:
+            print(table(task, found, recorded, *shown, what))
         print(flush=True)
 
 

@@ -94,6 +94,21 @@ def test_returns_of_a_task_without_a_reference():
     assert shown[2].startswith("| a | 3.0 |") and shown[3].startswith("| b | nan |")
 
 
+def test_two_agents_setting_by_setting():
+    rows = [
+        score_row("a", seed, 10.0 * seed + shift, agent=agent)
+        for agent, shift in (("one", 3.0), ("other", 1.0))
+        for seed in range(3)
+    ]
+    rows += [score_row("b", 0, 5.0, agent="one")]
+    found = tables.final_evaluations(rows)
+    shown = tables.differences(TASK, found, "one", "other").splitlines()
+    assert shown[0] == f"| {TASK} | one minus other | seeds |"
+    assert shown[2:] == ["| a | +2.0 [+2.0, +2.0] | 3 |"]
+    with pytest.raises(UsageError, match="no setting that both one and none have"):
+        tables.differences(TASK, found, "one", "none")
+
+
 def test_medians_of_the_last_finite_points():
     points = [
         make_point(agent="acpo", setting="a", seed=seed, step=step, values={"kappa": k})
