@@ -109,9 +109,8 @@ def main(arguments: ActorData) -> None:
         name: np.asarray(values, bool if name.endswith("ated") else np.float32)
         for name, values in rows.items()
     }
-    np.savez_compressed(
-        arguments.out, **arrays, env_id=np.array(f"mujoco/{arguments.env}")
-    )
+    arrays["env_id"] = np.array(f"mujoco/{arguments.env}")
+    np.savez_compressed(arguments.out, allow_pickle=False, **arrays)
     print(
         f"{len(returns)} episodes, {len(arrays['reward'])} transitions, mean return "
         f"{np.mean(returns):.1f}: {arguments.out}"

@@ -53,7 +53,7 @@ def main(arguments: FewEpisodes) -> None:
     }
     if loaded.task.env_id is not None:
         fields["env_id"] = np.array(loaded.task.env_id)
-    np.savez_compressed(arguments.out, **fields)
+    np.savez_compressed(arguments.out, allow_pickle=False, **fields)
     print(f"{arguments.episodes} episodes, {rows} transitions: {arguments.out}")
 
 
