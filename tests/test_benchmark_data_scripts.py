@@ -1,10 +1,12 @@
-"""benchmarks/actor_data.py: what it writes is what the simulator says."""
+"""The scripts that make data to import: actor_data.py and acpo/few_episodes.py."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from offrl_jax.datasets import importing
 from offrl_jax.datasets.store import Store
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "actor_data.py"
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 def write_actor(path: Path, obs_dim: int = 11, action_dim: int = 3) -> Path:
@@ -27,13 +29,18 @@ def write_actor(path: Path, obs_dim: int = 11, action_dim: int = 3) -> Path:
     return path
 
 
-def collect(*arguments: object) -> subprocess.CompletedProcess[str]:
+def script(name: str, *arguments: object, **env: str) -> Any:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        [sys.executable, str(FOLDER / name), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
+        env=os.environ | env,
     )
+
+
+def collect(*arguments: object) -> Any:
+    return script("actor_data.py", *arguments)
 
 
 def test_rows_are_the_simulators_and_can_be_imported(tmp_path: Path):
@@ -76,3 +83,30 @@ def test_an_actor_of_another_body_is_refused_in_one_line(tmp_path: Path):
     np.savez(tmp_path / "half.npz", w0=np.zeros((4, 11)))
     done = collect(tmp_path / "half.npz", "--env", "Hopper-v5", "--out", "x.npz")
     assert "lacks b0" in done.stderr and done.returncode == 1
+
+
+def test_the_first_episodes_of_a_dataset(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    ends = np.isin(np.arange(12), [3, 4, 11])  # Episodes of 4, 1 and 7 steps.
+    full = {
+        "obs": rng.normal(size=(12, 2)),
+        "action": rng.uniform(-1, 1, (12, 1)),
+        "reward": rng.normal(size=12),
+        "next_obs": np.zeros((12, 2)),
+        "terminated": ends,
+        "truncated": np.zeros(12, bool),
+    }
+    full["next_obs"][:-1] = full["obs"][1:]
+    np.savez(tmp_path / "full.npz", allow_pickle=False, **full)
+    store, task = Store(tmp_path / "store"), "local/three-v0"
+    importing.import_file(tmp_path / "full.npz", task, store, "train")
+    few = "acpo/few_episodes.py", task, "--out", tmp_path / "few.npz", "--episodes"
+    done = script(*few, 2, OFFRL_DATA=str(store.path))
+    assert done.returncode == 0 and "2 episodes, 5 transitions" in done.stdout
+    with np.load(tmp_path / "few.npz") as found:
+        assert set(found) == set(full)  # No simulator, so no `env_id`.
+        for name, values in full.items():
+            np.testing.assert_allclose(found[name], values[:5], rtol=1e-6)
+    done = script(*few, 4, OFFRL_DATA=str(store.path))
+    assert done.returncode == 1 and "has 3 episodes to train on" in done.stderr
+    assert done.stderr.count("\n") == 1
