@@ -7,14 +7,15 @@ Example:
 
 The actor is a plain `.npz` with the weights of two ReLU layers and of a tanh-Gaussian:
 `w0 b0 w1 b1 w_mu b_mu w_log_std b_log_std`, as Stable-Baselines3 names nothing but
-orders them.  Actions are sampled, and in a share `--epsilon` of the episodes drawn
-uniformly with that probability at every step, so that the data hold worse actions, too.
+orders them.  Actions are sampled, and a share of them is replaced by uniform ones, so
+that the data hold worse actions, too; every episode draws its share below `--epsilon`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+import zipfile
 from pathlib import Path
 
 import gymnasium
@@ -22,6 +23,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
+from offrl_jax import envs
 from offrl_jax.errors import OffrlError, UsageError
 
 LAYERS = ("w0", "b0", "w1", "b1", "w_mu", "b_mu", "w_log_std", "b_log_std")
@@ -34,7 +36,7 @@ class ActorData:
     actor: Positional[Path]
     """Its weights, `[out, in]` and `[out]`."""
     env: str
-    """Gymnasium id, such as Hopper-v5; actions in [-1, 1]."""
+    """Gymnasium id of a body that this package knows, such as Hopper-v5."""
     out: Path
     """The `.npz` file to write."""
     transitions: int = 50_000
@@ -51,9 +53,11 @@ def read_actor(path: Path) -> dict[str, np.ndarray]:
     Raises:
       UsageError: no such file, or of another form.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    with np.load(path) as found:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is no readable .npz file: {error}") from error
+    with found:
         missing = sorted(set(LAYERS) - set(found))
         if missing:
             raise UsageError(f"{path} lacks {', '.join(missing)}; it has {list(found)}")
@@ -75,17 +79,18 @@ def main(arguments: ActorData) -> None:
     """Collects and writes.
 
     Raises:
-      UsageError: the actor does not fit the environment.
+      UsageError: an unknown environment, or one that the actor does not fit.
     """
+    env_id = f"mujoco/{arguments.env}"
+    spec = envs.spec_of(env_id)
     actor = read_actor(arguments.actor)
-    env = gymnasium.make(arguments.env)
-    space = env.action_space
-    shapes = (actor["w0"].shape[1],), (actor["w_mu"].shape[0],)
-    if (env.observation_space.shape, space.shape) != shapes:
+    shape = actor["w0"].shape[1], actor["w_mu"].shape[0]
+    if shape != (spec.obs_dim, spec.action_dim):
         raise UsageError(
-            f"{arguments.actor} has observations {shapes[0]} and actions {shapes[1]}, "
-            f"{arguments.env} {env.observation_space.shape} and {space.shape}"
+            f"{arguments.actor} is of {shape[0]} observations and {shape[1]} actions, "
+            f"{arguments.env} has {spec.obs_dim} and {spec.action_dim}"
         )
+    env = gymnasium.make(arguments.env)
     rng = np.random.default_rng(arguments.seed)
     fields = "obs", "action", "reward", "next_obs", "terminated", "truncated"
     rows: dict[str, list] = {name: [] for name in fields}
@@ -109,7 +114,7 @@ def main(arguments: ActorData) -> None:
         name: np.asarray(values, bool if name.endswith("ated") else np.float32)
         for name, values in rows.items()
     }
-    arrays["env_id"] = np.array(f"mujoco/{arguments.env}")
+    arrays["env_id"] = np.array(env_id)
     np.savez_compressed(arguments.out, allow_pickle=False, **arrays)
     print(
         f"{len(returns)} episodes, {len(arrays['reward'])} transitions, mean return "

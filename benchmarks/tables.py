@@ -22,7 +22,7 @@ import os
 import statistics
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import scipy.stats
@@ -65,12 +65,24 @@ class Final:
     speed: float
 
 
-def final_evaluations(rows: Sequence[Row], returns: bool = False) -> dict[Arm, Final]:
+def score(row: Row) -> float:
+    """The normalised score; NaN of a failed run or without a reference."""
+    return math.nan if row.score is None else row.score
+
+
+def mean_return(row: Row) -> float:
+    """The mean of the raw returns; NaN of a failed run."""
+    return statistics.fmean(row.returns) if row.returns else math.nan
+
+
+def final_evaluations(
+    rows: Sequence[Row], value: Callable[[Row], float] = score
+) -> dict[Arm, Final]:
     """Every arm's last evaluations; those of unfinished runs are left out.
 
     Args:
       rows: of a results folder.
-      returns: takes mean returns in place of scores.
+      value: what counts of a row, `score` or `mean_return`.
     """
     last: dict[Arm, dict[int, Row]] = collections.defaultdict(dict)
     for row in rows:
@@ -78,22 +90,11 @@ def final_evaluations(rows: Sequence[Row], returns: bool = False) -> dict[Arm, F
             last[row.task, row.agent, row.setting][row.seed] = row
     return {
         arm: Final(
-            {
-                seed: _mean_return(row) if returns else _score(row)
-                for seed, row in sorted(by_seed.items())
-            },
+            {seed: value(row) for seed, row in sorted(by_seed.items())},
             min((row.updates_per_s or math.nan) for row in by_seed.values()),
         )
         for arm, by_seed in last.items()
     }
-
-
-def _score(row: Row) -> float:
-    return math.nan if row.score is None else row.score
-
-
-def _mean_return(row: Row) -> float:
-    return statistics.fmean(row.returns) if row.returns else math.nan
 
 
 def final_metrics(points: Sequence[MetricPoint]) -> dict[Arm, dict[str, float]]:
@@ -128,6 +129,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def paired(scores: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
     """Differences of the seeds that both have."""
     return [scores[seed] - reference[seed] for seed in scores if seed in reference]
+
+
+def signed(differences: Sequence[float]) -> str:
+    """Mean and interval of paired differences, with their signs."""
+    low, high = interval(differences)
+    return f"{statistics.fmean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def table(
@@ -179,12 +186,8 @@ def table(
         ]
         if reference is not None:
             difference = paired(scores, found[reference].scores)
-            low, high = interval(difference)
-            cells.append(
-                ""
-                if arm == reference or not difference
-                else f"{statistics.fmean(difference):+.1f} [{low:+.1f}, {high:+.1f}]"
-            )
+            shown_there = arm != reference and difference
+            cells.append(signed(difference) if shown_there else "")
         cells.append(f"{found[arm].speed:,.0f}")
         own = recorded.get(arm, {})
         cells += [f"{own[name]:.3g}" if name in own else "" for name in shown]
@@ -206,17 +209,16 @@ def differences(task: str, found: Mapping[Arm, Final], first: str, second: str) 
     lines = [[task, f"{first} minus {second}", "seeds"], ["---"] * 3]
     for setting in sorted(common):
         values = paired(arms[task, first, setting], arms[task, second, setting])
-        low, high = interval(values)
-        mean = statistics.fmean(values)
-        shown = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-        lines.append([setting, shown, str(len(values))])
+        lines.append([setting, signed(values), str(len(values))])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def main(arguments: Tables) -> None:
     """Prints the tables of all tasks."""
+    if arguments.between is not None and (arguments.against or arguments.metrics):
+        raise UsageError("--between makes a table of its own: no --against, --metrics")
     rows = read_rows(arguments.results, warnings.warn)
-    found = final_evaluations(rows, arguments.returns)
+    found = final_evaluations(rows, mean_return if arguments.returns else score)
     recorded = final_metrics(read_metrics(arguments.results))
     if not found:
         raise UsageError(f"{arguments.results} has no finished run to show")

@@ -78,8 +78,13 @@ def test_an_actor_of_another_body_is_refused_in_one_line(tmp_path: Path):
     actor = write_actor(tmp_path / "actor.npz", obs_dim=17)
     done = collect(actor, "--env", "Hopper-v5", "--out", tmp_path / "x.npz")
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "(17,)" in done.stderr
-    (tmp_path / "half.npz").write_bytes(b"")
+    assert done.stderr.count("\n") == 1 and "of 17 observations" in done.stderr
+    (tmp_path / "half.npz").write_bytes(actor.read_bytes()[:300])
+    done = collect(tmp_path / "half.npz", "--env", "Hopper-v5", "--out", "x.npz")
+    assert done.returncode == 1 and "no readable .npz" in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = collect(actor, "--env", "Hoper-v5", "--out", "x.npz")
+    assert done.returncode == 1 and "did you mean 'mujoco/Hopper-v5'" in done.stderr
     np.savez(tmp_path / "half.npz", w0=np.zeros((4, 11)))
     done = collect(tmp_path / "half.npz", "--env", "Hopper-v5", "--out", "x.npz")
     assert "lacks b0" in done.stderr and done.returncode == 1

@@ -87,7 +87,7 @@ def test_returns_of_a_task_without_a_reference():
         score_row("a", 1, None, returns=[4.0, 5.0], lengths=[3, 3]),
         score_row("b", 0, None, returns=[], lengths=[]),
     ]
-    found = tables.final_evaluations(rows, returns=True)
+    found = tables.final_evaluations(rows, tables.mean_return)
     assert found[TASK, "acpo", "a"].scores == {0: 1.5, 1: 4.5}
     shown = tables.table(TASK, found, {}, what="return").splitlines()
     assert shown[0].startswith(f"| {TASK} | mean return |")
@@ -105,6 +105,9 @@ def test_two_agents_setting_by_setting():
     shown = tables.differences(TASK, found, "one", "other").splitlines()
     assert shown[0] == f"| {TASK} | one minus other | seeds |"
     assert shown[2:] == ["| a | +2.0 [+2.0, +2.0] | 3 |"]
+    asked = tables.Tables(Path(), against="a", between=("one", "other"))
+    with pytest.raises(UsageError, match="--between makes a table of its own"):
+        tables.main(asked)
     with pytest.raises(UsageError, match="no setting that both one and none have"):
         tables.differences(TASK, found, "one", "none")
 

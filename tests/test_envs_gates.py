@@ -64,14 +64,14 @@ def test_half_a_turn_of_the_wall_is_not_seen():
 
 def test_walls_are_drawn_uniformly_whatever_was_done():
     first, _ = gates.reset(jax.random.key(0))
-    clear = gates._centre(first.phi)
+    clear = gates.centre(first.phi)
     ahead, _ = gates.step(first, clear)
     again, _ = gates.step(first, clear * 0.9)
     assert ahead.phi == again.phi != first.phi
     angles = []
     state = first
     for _ in range(200):
-        state, _ = gates.step(state, gates._centre(state.phi))
+        state, _ = gates.step(state, gates.centre(state.phi))
         angles.append(float(state.phi))
     uniform = stats.kstest(angles, stats.uniform(0.0, 2 * math.pi).cdf)
     assert uniform.pvalue > 1e-3

@@ -64,16 +64,17 @@ def observe(phi: Array) -> Array:
 
 def opening(obs: Array) -> Array:
     """One of the openings' centres `[2]` at an observation; minus it is the other."""
-    return _centre(0.5 * jnp.arctan2(obs[1], obs[0]))
+    return centre(0.5 * jnp.arctan2(obs[1], obs[0]))
 
 
-def _centre(phi: Array) -> Array:
+def centre(phi: Array) -> Array:
+    """Centre `[2]` of the opening in direction phi `[]`, radians."""
     return DISTANCE * jnp.stack([jnp.cos(phi), jnp.sin(phi)])
 
 
 def within(phi: Array, action: Array) -> Array:
     """Whether `action` `[2]` lies in the opening in direction phi; bool `[]`."""
-    return jnp.sum((action - _centre(phi)) ** 2) <= OPENING**2
+    return jnp.sum((action - centre(phi)) ** 2) <= OPENING**2
 
 
 def _next_wall(key: Key) -> tuple[Key, Array]:
