@@ -91,12 +91,8 @@ class TrainedRun:
 
     @property
     def group(self) -> tuple[str, str, SectionKey | None]:
-        """What runs share that differ by seed alone (or by task).
-
-        Not the family: a panel shows one task, and a group has one colour in all.
-        """
-        section = self.section and self.section._replace(family="")
-        return self.cell.agent, self.cell.setting, section
+        """What runs share that differ by seed alone (or by task)."""
+        return self.cell.agent, self.cell.setting, self.section
 
 
 def read_runs(
@@ -210,6 +206,7 @@ def labels(
         group: group[0] if group[1] == "default" else f"{group[0]}, {group[1]}"
         for group in every
     }
+    # Not the family: a panel shows one task, and an agent has one colour in all.
     details: tuple[Callable[[SectionKey], str], ...] = (
         lambda section: f"{section.updates_total:,} updates",
         lambda section: f"suite {section.suite}",
