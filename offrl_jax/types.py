@@ -54,15 +54,23 @@ class Transitions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What an agent must know of a task: dimensions and horizon.  Actions lie in [-1,
-    1].
+    """What an agent must know of a task: dimensions and horizon.
 
     Tasks of equal spec can be trained as one population.
+
+    Attributes:
+      obs_dim: O.
+      action_dim: A.
+      horizon: most steps of an episode.
+      discrete: False: actions lie in [-1, 1].  True: an action is one of A
+        alternatives, written as a one-hot vector; an environment takes the largest
+        component.
     """
 
     obs_dim: int
     action_dim: int
     horizon: int
+    discrete: bool = False
 
 
 class InitFn(Protocol):
@@ -108,6 +116,23 @@ class Phase(NamedTuple):
     stride: int = 1
 
 
+class Collection(NamedTuple):
+    """How an on-policy agent gathers experience; see `sources.on_policy_collector`.
+
+    Such an agent has batches of one transition and a phase whose stride is a whole
+    rollout, so that its updates count environment steps.
+
+    Attributes:
+      explore: `(key, state, obs, hyper) -> action`, the policy that acts while
+        learning; the batch holds its actions as drawn, the environment clips them.
+      environments: episodes advanced side by side.  A batch `[steps * environments]`
+        is time-major: all environments' first transitions, then their second ones.
+    """
+
+    explore: ActFn
+    environments: int
+
+
 class Agent(NamedTuple):
     """An algorithm: pure functions, made for one structure and one `Spec`.
 
@@ -116,12 +141,14 @@ class Agent(NamedTuple):
       act: `(key, state, obs, hyper) -> action`, the policy that is evaluated.
       phases: run one after the other; `--updates` counts the last one.
       batch_size: B, transitions of one update.
+      collection: how the agent gathers its own experience; None: it learns from data.
     """
 
     init: InitFn
     act: ActFn
     phases: tuple[Phase, ...]
     batch_size: int
+    collection: Collection | None = None
 
 
 class ObsStats(NamedTuple):
