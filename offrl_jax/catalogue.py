@@ -3,7 +3,8 @@
 A task id says family and version, `classic/pendulum-mixed-v0`.  Families are never
 averaged together: `classic` is generated here, `neorl2` are the official files,
 `ogbench` are regenerated ones or official files, `minari` and `local` are whatever the
-user put into the store.
+user put into the store.  Tasks of the family `online` have no data: on-policy agents
+act in the environment.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from offrl_jax.envs import ogbench_specs
 from offrl_jax.errors import DataError, unknown_name
 from offrl_jax.types import Spec
 
-FAMILIES = ("classic", "neorl2", "ogbench", "minari", "local")
+ONLINE = "online"
+FAMILIES = ("classic", "neorl2", "ogbench", "minari", "local", ONLINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +75,10 @@ class LoadedTask:
     Attributes:
       task: the entry.
       spec: same as `task.spec`.
-      train: the episodes to train on.
+      train: the episodes to train on; none for a task of the family `online`.
       validation: held-out episodes: the official split, or the last 5 % of episodes;
         None where neither exists.
-      dataset_hash: SHA-256 of the arrays of `train`.
+      dataset_hash: SHA-256 of the arrays of `train`; None where there are none.
       recipe_hash: identifies a generated dataset across machines; None for files.
       array_hashes: SHA-256 of the stored arrays of `train`, by field: arrays of equal
         hash, of one task or of several, are equal.
@@ -86,7 +88,7 @@ class LoadedTask:
     spec: Spec
     train: Episodes
     validation: Episodes | None
-    dataset_hash: str
+    dataset_hash: str | None
     recipe_hash: str | None
     array_hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -178,6 +180,70 @@ def _ogbench_task(task_id: str, store: Store) -> Task:
     )
 
 
+_ONLINE: Mapping[str, tuple[str, Reference | None, str]] = {
+    "online/CartPole-v1": (
+        "control/CartPole-v1",
+        Reference(0.0, 500.0, "no step at all, and every step of the episode"),
+        "balance a pole on a cart; two actions",
+    ),
+    "online/Acrobot-v1": (
+        "control/Acrobot-v1",
+        Reference(-500.0, -100.0, "never up, and Gymnasium's reward threshold"),
+        "swing a two-link arm above a line; three actions",
+    ),
+    "online/Pendulum-v1": (
+        "classic/pendulum-v0",
+        Reference(*reference.CLASSIC["pendulum"], reference.SOURCE),
+        "swing up and balance a pendulum",
+    ),
+    "online/MountainCarContinuous-v0": (
+        "control/MountainCarContinuous-v0",
+        Reference(0.0, 90.0, "no action, and Gymnasium's reward threshold"),
+        "rock a car up a hill; only the flag is rewarded",
+    ),
+    # Published returns depend on steps and version: these are told raw.
+    **{
+        f"online/{name}-v5": (f"mujoco/{name}-v5", None, f"{about}, by MuJoCo")
+        for name, about in {
+            "Hopper": "hop forward on one leg",
+            "HalfCheetah": "run forward",
+            "Walker2d": "walk forward on two legs",
+            "Swimmer": "swim forward",
+            "Humanoid": "walk forward as a humanoid",
+            "Pusher": "push an object to a goal",
+        }.items()
+    },
+}
+
+
+def is_online(task_id: str) -> bool:
+    """Whether the task has no data, only an environment to learn in."""
+    return task_id.partition("/")[0] == ONLINE
+
+
+def _online_task(task_id: str) -> Task:
+    env_id, scores, description = _ONLINE[task_id]
+    return Task(
+        id=task_id,
+        family=ONLINE,
+        env_id=env_id,
+        spec=envs.spec_of(env_id),
+        reference=scores,
+        provenance="no data: agents act in the environment",
+        description=description,
+    )
+
+
+def _load_online(task: Task) -> LoadedTask:
+    """The task with the data it has: no transitions."""
+    spec = task.spec
+    obs = np.zeros((0, spec.obs_dim), np.float32)
+    action = np.zeros((0, spec.action_dim), np.float32)
+    flags = np.zeros(0, bool)
+    nothing = Episodes(obs, action, np.zeros(0, np.float32), obs, flags, flags)
+    return LoadedTask(task, spec, nothing, None, None, None)
+
+
 def _minari_task(task_id: str, store: Store) -> Task:
     info = minari_io.read_info(store, task_id.removeprefix("minari/"))
     scores = None
@@ -217,13 +283,14 @@ def _known_ids(store: Store) -> list[str]:
         *classic.TASKS,
         *neorl2.TASKS,
         *ogbench.TASKS,
+        *_ONLINE,
         *(f"minari/{one}" for one in minari_io.discover(store)),
         *sorted(one for one in local if store.has(one)),
     ]
 
 
 def known_tasks(store: Store) -> tuple[Task, ...]:
-    """All tasks: classic, NeoRL-2, OGBench, and what the store has of the others.
+    """All tasks: classic, NeoRL-2, OGBench, online, and what the store has of others.
 
     Raises:
       DataError: a record or the metadata of a dataset in the store is damaged.
@@ -245,6 +312,8 @@ def get_task(task_id: str, store: Store) -> Task:
         return _neorl2_task(task_id)
     if task_id in ogbench.TASKS:
         return _ogbench_task(task_id, store)
+    if task_id in _ONLINE:
+        return _online_task(task_id)
     family = task_id.partition("/")[0]
     if family in ("minari", "local"):
         if not _is_well_formed(task_id):
@@ -268,7 +337,12 @@ def _is_well_formed(task_id: str) -> bool:
 
 
 def is_present(task_id: str, store: Store) -> bool:
-    """Whether `load_task` finds the data in the store; generating is not counted."""
+    """Whether `load_task` finds the data in the store; generating is not counted.
+
+    A task that needs no data lacks none.
+    """
+    if is_online(task_id):
+        return task_id in _ONLINE
     if task_id.startswith("minari/"):
         return minari_io.is_present(store, task_id.removeprefix("minari/"))
     return store.has(task_id)
@@ -277,6 +351,8 @@ def is_present(task_id: str, store: Store) -> bool:
 def how_to_get(task_id: str) -> str:
     """What the user has to do for a task's data, in one line."""
     family = task_id.partition("/")[0]
+    if family == ONLINE:
+        return f"{task_id} needs no data: on-policy agents act in its environment"
     if family == "classic":
         return f"{task_id} is generated when it is first used"
     if family == "neorl2":
@@ -324,6 +400,8 @@ def load_task(
     """
     task = get_task(task_id, store)
     tell = progress or (lambda message: None)
+    if task.family == ONLINE:
+        return _load_online(task)
     if task.family == "classic":
         _generate(task, store, tell)
     elif task.family == "minari":

@@ -91,7 +91,13 @@ def _value(value: object) -> str:
 
 def tasks(store: Store, part: str | None) -> None:
     """All tasks, with what to do for those whose data is absent."""
-    from offrl_jax.catalogue import how_to_get, is_present, known_tasks, listed_as
+    from offrl_jax.catalogue import (
+        how_to_get,
+        is_online,
+        is_present,
+        known_tasks,
+        listed_as,
+    )
 
     console = _console()
     # The five goals of an OGBench dataset share a line.
@@ -113,20 +119,23 @@ def tasks(store: Store, part: str | None) -> None:
         present = is_present(task.id, store)
         if not present and task.family != "classic":
             absent.append(task.id)
+        data = "present" if present else "absent" if task.id in absent else "on use"
         row = (
             name,
             str(task.spec.obs_dim),
             str(task.spec.action_dim),
             str(task.spec.horizon),
             _scored(task),
-            "present" if present else "absent" if task.id in absent else "on use",
+            "none" if is_online(task.id) else data,
         )
         wide.add_row(*row, task.description)
         narrow.add_row(*row)
     _print_fitting(console, wide, narrow)
     console.print()
     console.print("scored: 0-100 by reference; as raw return; or -, train only")
-    console.print("data: present; generated on use; or absent")
+    console.print(
+        "data: present; generated on use; absent; or none, for agents that act"
+    )
     if absent:
         console.print(how_to_get(absent[0]))
     if absent[1:]:
@@ -180,7 +189,13 @@ def data_list(store: Store) -> None:
 def data_prepare(store: Store, names: tuple[str, ...]) -> None:
     """Generates the named tasks, or the whole classic family."""
     from offrl_jax.benchmark.progress import Progress
-    from offrl_jax.catalogue import get_task, known_tasks, load_task
+    from offrl_jax.catalogue import (
+        get_task,
+        how_to_get,
+        is_online,
+        known_tasks,
+        load_task,
+    )
 
     chosen = names or tuple(t.id for t in known_tasks(store) if t.family == "classic")
     for name in chosen:  # so that a wrong name costs no minutes of generating
@@ -189,7 +204,8 @@ def data_prepare(store: Store, names: tuple[str, ...]) -> None:
         progress.begin_all("preparing data", len(chosen))
         for name in chosen:
             loaded = load_task(name, store, progress=progress.say)
-            progress.say(f"{name}: {len(loaded.train):,} transitions to train on")
+            count = f"{name}: {len(loaded.train):,} transitions to train on"
+            progress.say(how_to_get(name) if is_online(name) else count)
             progress.advance_all(1)
 
 

@@ -24,9 +24,12 @@ PERTURBED = {
     "delta": 1.0,
     "max_grad_norm": 1e-2,
     "score_width": 0.1,
+    "entropy": 0.1,
+    "clip": 1e-4,
 }
 # Presets of another structure, for settings that the default structure does not read.
 OTHER_STRUCTURES = {
+    "a2c": ("a2c@normalised_sgd",),
     "acpo": ("acpo@paper", "acpo@in_sample"),
     "deflow": ("deflow@as_in_fidec",),
     # With one action dimension, the trace leaves nothing of the Fisher form.
@@ -34,6 +37,8 @@ OTHER_STRUCTURES = {
     "misa": ("misa@antmaze",),
 }
 CALLS = 4
+# Names of what learns values, in the states of agents that have it.
+VALUES = {"critic", "critics", "value"}
 
 
 def all_equal(a, b) -> bool:
@@ -51,7 +56,7 @@ def lane(tree, i: int):
 def bootstraps(name: str, phase: int) -> bool:
     """Whether a phase learns values: the last one of agents that have any."""
     fields = {field.name for field in dataclasses.fields(start(name, phase))}
-    return phase == len(lab(name).phases) - 1 and bool(fields & {"critics", "value"})
+    return phase == len(lab(name).phases) - 1 and bool(fields & VALUES)
 
 
 def settings_of(name: str) -> tuple[list[str], object]:
@@ -198,7 +203,8 @@ def test_lane_follows_the_same_run_alone(stage):
     moments = [
         (getattr(alone, field.name).mu, getattr(together, field.name).mu)
         for field in dataclasses.fields(alone)
-        if field.name.endswith("_opt")
+        # Policies that move without Adam remember no gradient; their critics do.
+        if hasattr(getattr(alone, field.name), "mu")
     ]
     assert moments
     for x, y in zip(*map(jax.tree.leaves, zip(*moments, strict=True)), strict=True):
@@ -287,14 +293,28 @@ def test_entry_is_complete(name):
         for preset in (None, *entry.presets):
             config, hyper = resolve(entry, family=family, preset=preset, overrides={})
             hash(config)
-            assert config.hidden and config.batch_size >= 1
-            assert config.obs_transform and config.reward_transform
+            assert config.hidden
+            if not entry.on_policy:
+                assert config.batch_size >= 1
+                assert config.obs_transform and config.reward_transform
             assert all(type(x) is float for x in jax.tree.leaves(hyper))
+
+
+def test_an_agent_learns_from_data_or_gathers_its_own(name):
+    entry, agent = REGISTRY[name], lab(name).agent
+    assert entry.on_policy == (agent.collection is not None)
+    if agent.collection is not None:
+        (phase,) = agent.phases
+        # Its updates count environment steps, whole rollouts at a time.
+        assert agent.batch_size == 1
+        assert phase.stride % agent.collection.environments == 0
 
 
 def test_names_of_transforms_exist(name):
     transforms = pytest.importorskip("offrl_jax.datasets.transforms")
     entry = REGISTRY[name]
+    if entry.on_policy:
+        pytest.skip("there is no data to transform")
     for family in ("none", *entry.families):
         config, _ = resolve(entry, family=family, preset=None, overrides={})
         assert config.obs_transform in transforms.OBS_TRANSFORMS

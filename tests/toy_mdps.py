@@ -21,6 +21,8 @@ from offrl_jax.types import Agent, Phase, Spec, Transitions
 N = 512
 SPEC = Spec(obs_dim=2, action_dim=1, horizon=2)
 TINY = {"hidden": (32, 32), "batch_size": 64, "obs_transform": "none"}
+# Of agents that gather their own experience: a rollout of as many transitions.
+TINY_ROLLOUT = {"hidden": (32, 32), "environments": 4, "steps": 16}
 # Further counts of single agents, where theirs would be most of the tests' time.
 TINY_OF = {"misa": {"samples": 4, "chains": 2, "draws": 2, "burn_in": 1}}
 
@@ -142,8 +144,9 @@ def phase_names(name: str) -> list[str]:
 def _tiny(label: str) -> tuple[Agent, Any, Any]:
     name, preset = registry.parse_label(label)
     entry = registry.get_entry(name)
+    tiny = TINY_ROLLOUT if entry.on_policy else TINY
     config, hyper = resolve(
-        entry, family="toy", preset=preset, overrides=TINY | TINY_OF.get(name, {})
+        entry, family="toy", preset=preset, overrides=tiny | TINY_OF.get(name, {})
     )
     return entry.make(config, SPEC), config, hyper
 

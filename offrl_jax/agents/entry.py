@@ -2,7 +2,7 @@
 
 A *setting* is either structural (a field of the agent's `Config`: it changes shapes or
 the program) or numeric (a field of its `Hyper`: traced, so sweeps never recompile).
-Settings come in layers: class defaults < family < preset < overrides.
+Settings come in layers: class defaults < base < family < preset < overrides.
 """
 
 from __future__ import annotations
@@ -116,6 +116,10 @@ class AgentEntry:
       families: settings that hold for all tasks of a family.
       critic: `config -> module` of the action value, `(obs, action) -> [...]`, where
         the agent's state has `critics`, a tuple of its parameters; None elsewhere.
+      on_policy: whether the agent gathers its own experience in an environment; the
+        others learn from data.
+      base: settings that make this algorithm of the `config` and `hyper` that it shares
+        with another one; below every other layer.
     """
 
     name: str
@@ -127,6 +131,8 @@ class AgentEntry:
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     families: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     critic: Callable[[Any], nn.Module] | None = None
+    on_policy: bool = False
+    base: Preset = Preset()
 
 
 def resolve(
@@ -136,7 +142,7 @@ def resolve(
     preset: str | None,
     overrides: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """The settings of one run: class defaults < family < preset < overrides.
+    """The settings of one run: class defaults < base < family < preset < overrides.
 
     Args:
       entry: the algorithm.
@@ -156,7 +162,7 @@ def resolve(
     hyper_types = _settings(entry.hyper)
     config: dict[str, Any] = {}
     hyper: dict[str, Any] = {}
-    layers = [entry.families.get(family), entry.presets.get(preset or "")]
+    layers = [entry.base, entry.families.get(family), entry.presets.get(preset or "")]
     for layer in layers:
         if layer is not None:
             config.update(layer.config)

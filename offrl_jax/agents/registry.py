@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from offrl_jax import errors
 from offrl_jax.agents import (
+    a2c,
     acpo,
     awac,
     awr,
@@ -18,6 +19,7 @@ from offrl_jax.agents import (
     inac,
     iql,
     misa,
+    ppo,
     rebrac,
     td3_bc,
 )
@@ -42,6 +44,8 @@ REGISTRY: dict[str, AgentEntry] = {
         deflow.ENTRY,
         fidec.ENTRY,
         misa.ENTRY,
+        a2c.ENTRY,
+        ppo.ENTRY,
     )
 }
 """Every algorithm; the conformance suite runs through all of them."""

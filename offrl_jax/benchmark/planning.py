@@ -16,7 +16,7 @@ from typing import Any
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
 from offrl_jax.benchmark.suites import ALL_AGENTS, Suite
-from offrl_jax.catalogue import LoadedTask
+from offrl_jax.catalogue import LoadedTask, is_online
 from offrl_jax.datasets import transforms
 from offrl_jax.errors import UsageError
 from offrl_jax.results import SCHEMA, Job, Member, Plan, Row
@@ -41,16 +41,33 @@ class Split:
 def agent_labels(suite: Suite) -> list[str]:
     """The labels of a suite's agents, with its preset where they name none.
 
+    `*` is every agent that can learn in the suite's first task.
+
     Raises:
-      UsageError: for an unknown agent or preset.
+      UsageError: for an unknown agent or preset, or an agent that cannot learn in one
+        of the suite's tasks.
     """
+    online = {task: is_online(task) for task in suite.tasks}
+    first = next(iter(online.values()))
     names: list[str] = []
     for name in suite.agents:
-        names += sorted(REGISTRY) if name == ALL_AGENTS else [name]
+        fitting = sorted(n for n, e in REGISTRY.items() if e.on_policy == first)
+        names += fitting if name == ALL_AGENTS else [name]
     labels = []
     for name in dict.fromkeys(names):
         base, preset = parse_label(name)
-        get_entry(base)
+        entry = get_entry(base)
+        for task, is_env in online.items():
+            if entry.on_policy and not is_env:
+                raise UsageError(
+                    f"{base} gathers its own experience and learns from no data, so "
+                    f"not from {task}; choose tasks such as online/CartPole-v1"
+                )
+            if is_env and not entry.on_policy:
+                raise UsageError(
+                    f"{base} learns from data, and {task} has none; choose an "
+                    "on-policy agent such as ppo, or a task with data"
+                )
         preset = preset or suite.preset or None
         labels.append(f"{base}@{preset}" if preset else base)
     return labels
@@ -88,7 +105,10 @@ def check_request(
                     preset=preset,
                     overrides={**values, **overrides},
                 )
-                transforms.check_names(config.obs_transform, config.reward_transform)
+                if not get_entry(base).on_policy:
+                    transforms.check_names(
+                        config.obs_transform, config.reward_transform
+                    )
 
 
 def evaluation_steps(updates: int, evaluations: int, stride: int) -> tuple[int, ...]:
@@ -187,7 +207,8 @@ def wanted_jobs(
         base, preset = parse_label(label)
         entry = get_entry(base)
         settings = suite.settings.get(base, {DEFAULT_SETTING: {}})
-        groups: dict[tuple[Any, Spec], list[Member]] = {}
+        # One compiled program holds one environment that it learns in.
+        groups: dict[tuple[Any, Spec, str | None], list[Member]] = {}
         for task in tasks:
             for setting, values in settings.items():
                 config, hyper = resolve(
@@ -200,7 +221,8 @@ def wanted_jobs(
                     field.name: float(getattr(hyper, field.name))
                     for field in dataclasses.fields(hyper)
                 }
-                groups.setdefault((config, task.spec), []).extend(
+                learns_in = task.task.env_id if entry.on_policy else None
+                groups.setdefault((config, task.spec, learns_in), []).extend(
                     Member(
                         task.task.id,
                         task.task.family,
@@ -210,7 +232,7 @@ def wanted_jobs(
                     )
                     for seed in range(suite.seeds)
                 )
-        for (config, spec), members in groups.items():
+        for (config, spec, _), members in groups.items():
             agent = entry.make(config, spec)
             *pretraining, policy = agent.phases
             stride, updates = policy.stride, suite.updates

@@ -20,7 +20,13 @@ from offrl_jax.envs.base import HostEnv, PureEnv
 from offrl_jax.evaluation import standardise
 from offrl_jax.population import Population, make_mesh, make_population, place
 from offrl_jax.results import Job
-from offrl_jax.sources import DataTable, dataset_sampler, stack_tasks
+from offrl_jax.sources import (
+    DataTable,
+    dataset_sampler,
+    no_data,
+    on_policy_collector,
+    stack_tasks,
+)
 from offrl_jax.types import Agent, Hyper, ObsStats, Transitions
 
 
@@ -108,12 +114,18 @@ def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
     names = list(dict.fromkeys(member.task for member in job.members))
     loaded = [tasks[name] for name in names]
     agent = entry.make(config, loaded[0].spec)
-    prepared = prepare_tasks(loaded, config.obs_transform, config.reward_transform)
-    table = stack_tasks([transitions for transitions, _ in prepared])
     task = np.array([names.index(member.task) for member in job.members], np.int32)
-    stats = jax.tree.map(
-        lambda *leaves: np.stack(leaves)[task], *(s for _, s in prepared)
-    )
+    if agent.collection is None:
+        source = dataset_sampler()
+        prepared = prepare_tasks(loaded, config.obs_transform, config.reward_transform)
+        table = stack_tasks([transitions for transitions, _ in prepared])
+        each = [stats for _, stats in prepared]
+    else:
+        (learns_in,) = {str(one.task.env_id) for one in loaded}
+        source = on_policy_collector(envs.make_pure(learns_in), agent.collection)
+        table = no_data(loaded[0].spec, len(loaded))
+        each = [obs_stats("none", one.train.obs) for one in loaded]
+    stats = jax.tree.map(lambda *leaves: np.stack(leaves)[task], *each)
     hyper = entry.hyper(
         **{
             field.name: np.array(
@@ -123,9 +135,7 @@ def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
         }
     )
     devices = jax.local_devices()[: job.split["devices"]]
-    population = make_population(
-        agent, dataset_sampler(), len(job.members), make_mesh(devices)
-    )
+    population = make_population(agent, source, len(job.members), make_mesh(devices))
     table, placed_task, placed_hyper = place(population, table, task, hyper)
     by_env: dict[str, list[int]] = {}
     for index, member in enumerate(job.members):

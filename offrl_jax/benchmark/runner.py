@@ -30,6 +30,7 @@ from offrl_jax.catalogue import (
     Task,
     get_task,
     how_to_get,
+    is_online,
     is_present,
     load_task,
     normalised_score,
@@ -150,6 +151,8 @@ def _load(task_id: str, store: Store, progress: Progress) -> LoadedTask:
       DataError: they are not.
     """
     task = load_task(task_id, store, progress=progress.say)
+    if is_online(task_id):
+        return task
     problem = store.check(task_id, "train").problem
     if problem is not None:
         raise DataError(f"{task_id}: {problem}")
@@ -264,6 +267,8 @@ def run_suite(
         plan, jobs = plan_missing(wanted, read_plan(folder), rows, progress.say)
         write_plan(folder, plan)
         for task in tasks:
+            if is_online(task.task.id):
+                continue
             row = behaviour_row(task, suite)
             with RowFile(row_path(folder, row.run_id), progress.say) as file:
                 if row.key not in file.row_ids:

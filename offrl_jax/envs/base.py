@@ -43,6 +43,9 @@ class PureEnv(NamedTuple):
       reset: `key -> (state, obs [O])`; all randomness of an episode comes from `key`.
       step: `(state, action [A]) -> (state, TimeStep)`.
       has_success: whether `TimeStep.success` means anything.
+      restart: `(over [], key, state, obs [O]) -> (state, obs)`: a fresh episode where
+        `over`, else the given one; for environments whose `reset` is dear.  None:
+        `reset` is called every time.
     """
 
     name: str
@@ -50,6 +53,7 @@ class PureEnv(NamedTuple):
     reset: Callable[[Key], tuple[Any, Array]]
     step: Callable[[Any, Array], tuple[Any, TimeStep]]
     has_success: bool = False
+    restart: Callable[[Array, Key, Any, Array], tuple[Any, Array]] | None = None
 
 
 class HostEnv(Protocol):

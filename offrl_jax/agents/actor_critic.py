@@ -1,0 +1,448 @@
+"""What on-policy actor-critics share: everything but the step of the policy.
+
+One update sees one rollout: T steps of E environments, gathered by the policy as it is
+(`sources.on_policy_collector`).  Its advantages are generalised estimates (Schulman et
+al. 2016, arXiv:1506.02438, eq. 16): with V the critic,
+
+    delta_t = r_t + gamma * d_t * V(s_{t+1}) - V(s_t)
+    A_t     = delta_t + gamma * lambda * g_t * A_{t+1} ,
+
+where d is 0 at terminal states only, so that a time limit bootstraps from the state it
+cut off, and g is 0 where the episode or the rollout ends.  The critic is fitted to
+A + V by Adam.  How the policy moves is what sets the algorithms apart: each brings a
+function `improve` and nothing else.
+
+Policies are softmax over alternatives, or Gaussians with a free log standard deviation
+per action dimension, unbounded: the environment clips, the likelihood does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from offrl_jax import distributions, networks
+from offrl_jax.agents import optim
+from offrl_jax.agents.entry import COUNT, NON_NEGATIVE, POSITIVE, UNIT, Range, within
+from offrl_jax.types import (
+    Agent,
+    Array,
+    Collection,
+    Key,
+    Metrics,
+    Phase,
+    Spec,
+    Transitions,
+)
+
+# Standardised observations beyond this many deviations are cut off, as is customary.
+LARGEST_OBS = 10.0
+SMALLEST_STD = 1e-8
+_HIDDEN_INIT = networks.orthogonal(math.sqrt(2.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Structure that all on-policy agents have.
+
+    Attributes:
+      hidden: widths of the policy's and of the critic's hidden layers (tanh).
+      environments: E, episodes advanced side by side.
+      steps: T, steps of each in one rollout.
+      critic_epochs: passes of the critic over a rollout.
+      critic_batches: minibatches, and Adam steps, of one such pass.
+      normalise_obs: observations are standardised by running moments.
+      normalise_advantage: advantages of a rollout get mean 0 and deviation 1.
+    """
+
+    hidden: tuple[int, ...] = within(COUNT, (64, 64))
+    environments: int = within(COUNT, 8)
+    steps: int = within(COUNT, 16)
+    critic_epochs: int = within(COUNT, 1)
+    critic_batches: int = within(COUNT, 1)
+    normalise_obs: bool = False
+    normalise_advantage: bool = True
+
+
+@struct.dataclass
+class Hyper:
+    """Traced settings that all on-policy agents have.
+
+    Attributes:
+      actor_lr: size of the policy's step, in the units of the algorithm.
+      critic_lr: Adam's, of the critic.
+      discount: gamma.
+      gae_lambda: lambda.
+      entropy: weight of the policy's mean entropy in its objective.
+      reward_scale: rewards are multiplied by it before they are learned from.
+      log_std: of a Gaussian policy at the start.
+    """
+
+    actor_lr: float = within(POSITIVE, 1e-3)
+    critic_lr: float = within(POSITIVE, 1e-3)
+    discount: float = within(UNIT, 0.99)
+    gae_lambda: float = within(UNIT, 0.95)
+    entropy: float = within(NON_NEGATIVE, 0.0)
+    reward_scale: float = within(POSITIVE, 1.0)
+    log_std: float = within(Range(low=-10.0, high=2.0), -0.5)
+
+
+class Moments(NamedTuple):
+    """Running moments of observations.
+
+    Attributes:
+      count: `[]`.
+      mean: `[O]`.
+      square: `[O]`, sum of squared deviations.
+    """
+
+    count: Array
+    mean: Array
+    square: Array
+
+
+@struct.dataclass
+class State:
+    """Policy, critic, what their optimisers remember, moments of observations."""
+
+    actor: networks.Params
+    critic: networks.Params
+    actor_opt: Any
+    critic_opt: optim.OptState
+    moments: Moments
+
+
+class Policy(NamedTuple):
+    """A family of stochastic policies; observations `[B, O]`, actions `[B, A]`.
+
+    Attributes:
+      init: `(key, hyper) -> params`, a dictionary: `mlp`, and `log_std` of Gaussians.
+      sample: `(key, params, obs) -> action`.
+      mode: `(params, obs) -> action`, the most likely one.
+      log_prob: `(params, obs, action) -> [B]`.
+      entropy: `(params, obs) -> [B]`.
+      divergence: `(old, new, obs) -> [B]`, KL(old || new).
+      module: the network, `obs -> logits` or means.
+      discrete: whether the policy is a softmax.
+    """
+
+    init: Callable[[Key, Any], networks.Params]
+    sample: Callable[[Key, networks.Params, Array], Array]
+    mode: Callable[[networks.Params, Array], Array]
+    log_prob: Callable[[networks.Params, Array, Array], Array]
+    entropy: Callable[[networks.Params, Array], Array]
+    divergence: Callable[[networks.Params, networks.Params, Array], Array]
+    module: networks.MLP
+    discrete: bool
+
+
+class Experience(NamedTuple):
+    """What the policy learns from; leading axis B = T * E.
+
+    Attributes:
+      obs: `[B, O]`, as the policy sees them.
+      action: `[B, A]`, as drawn.
+      advantage: `[B]`.
+    """
+
+    obs: Array
+    action: Array
+    advantage: Array
+
+
+class Improve(Protocol):
+    """The one thing an algorithm brings."""
+
+    def __call__(
+        self, key: Key, actor: Any, opt: Any, experience: Experience, hyper: Any
+    ) -> tuple[Any, Any, Metrics]:
+        """The policy's parameters after a step, its optimiser's state, metrics."""
+        ...
+
+
+def make_policy(hidden: tuple[int, ...], spec: Spec) -> Policy:
+    """A softmax policy if `spec.discrete`, else a Gaussian one."""
+    module = networks.MLP(
+        hidden,
+        spec.action_dim,
+        hidden_init=_HIDDEN_INIT,
+        # Nearly uniform, or nearly zero, actions at first.
+        out_init=networks.orthogonal(0.01),
+        activation=nn.tanh,
+    )
+    make = _softmax if spec.discrete else _gaussian
+    return make(module, spec)
+
+
+def _softmax(module: networks.MLP, spec: Spec) -> Policy:
+    def init(key: Key, hyper: Any) -> networks.Params:
+        del hyper
+        return {"mlp": module.init(key, jnp.zeros((1, spec.obs_dim)))}
+
+    def log_probs(params: networks.Params, obs: Array) -> Array:
+        return jax.nn.log_softmax(networks.apply(module, params["mlp"], obs))
+
+    def one_hot(index: Array) -> Array:
+        return jax.nn.one_hot(index, spec.action_dim)
+
+    def sample(key: Key, params: networks.Params, obs: Array) -> Array:
+        return one_hot(jax.random.categorical(key, log_probs(params, obs)))
+
+    def mode(params: networks.Params, obs: Array) -> Array:
+        return one_hot(jnp.argmax(log_probs(params, obs), axis=-1))
+
+    def log_prob(params: networks.Params, obs: Array, action: Array) -> Array:
+        return jnp.sum(action * log_probs(params, obs), axis=-1)
+
+    def entropy(params: networks.Params, obs: Array) -> Array:
+        log_p = log_probs(params, obs)
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+    def divergence(old: networks.Params, new: networks.Params, obs: Array) -> Array:
+        log_p = log_probs(old, obs)
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_probs(new, obs)), axis=-1)
+
+    return Policy(init, sample, mode, log_prob, entropy, divergence, module, True)
+
+
+def _gaussian(module: networks.MLP, spec: Spec) -> Policy:
+    def init(key: Key, hyper: Any) -> networks.Params:
+        params = module.init(key, jnp.zeros((1, spec.obs_dim)))
+        return {"mlp": params, "log_std": jnp.full((spec.action_dim,), hyper.log_std)}
+
+    def moments(params: networks.Params, obs: Array) -> tuple[Array, Array]:
+        mean = networks.apply(module, params["mlp"], obs)
+        return mean, jnp.broadcast_to(params["log_std"], mean.shape)
+
+    def sample(key: Key, params: networks.Params, obs: Array) -> Array:
+        mean, log_std = moments(params, obs)
+        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+
+    def mode(params: networks.Params, obs: Array) -> Array:
+        return jnp.clip(moments(params, obs)[0], -1.0, 1.0)
+
+    def log_prob(params: networks.Params, obs: Array, action: Array) -> Array:
+        each = distributions.normal_log_prob(*moments(params, obs), action)
+        return jnp.sum(each, axis=-1)
+
+    def entropy(params: networks.Params, obs: Array) -> Array:
+        one = 0.5 * math.log(2.0 * math.pi * math.e)
+        return jnp.sum(moments(params, obs)[1] + one, axis=-1)
+
+    def divergence(old: networks.Params, new: networks.Params, obs: Array) -> Array:
+        (mean, log_std), (new_mean, new_log_std) = moments(old, obs), moments(new, obs)
+        square = jnp.exp(2.0 * log_std) + jnp.square(mean - new_mean)
+        ratio = 0.5 * square * jnp.exp(-2.0 * new_log_std)
+        return jnp.sum(new_log_std - log_std + ratio - 0.5, axis=-1)
+
+    return Policy(init, sample, mode, log_prob, entropy, divergence, module, False)
+
+
+def advantages(
+    reward: Array,
+    discount: Array,
+    goes_on: Array,
+    value: Array,
+    next_value: Array,
+    gamma: Array,
+    gae_lambda: Array,
+) -> Array:
+    """Generalised advantage estimates (arXiv:1506.02438, eq. 16), `[T, E]`.
+
+    Args:
+      reward: `[T, E]`.
+      discount: `[T, E]`, 0 where the episode terminated.
+      goes_on: `[T, E]`, 0 where the episode or the rollout ends after the step.
+      value: `[T, E]`, of the states before the steps.
+      next_value: `[T, E]`, of the states after them, of the same episode.
+      gamma: `[]`.
+      gae_lambda: `[]`.
+    """
+    delta = reward + gamma * discount * next_value - value
+
+    def back(later: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        found = row[0] + gamma * gae_lambda * row[1] * later
+        return found, found
+
+    start = jnp.zeros_like(delta[0])
+    return jax.lax.scan(back, start, (delta, goes_on), reverse=True)[1]
+
+
+def _no_moments(obs_dim: int) -> Moments:
+    return Moments(jnp.zeros(()), jnp.zeros(obs_dim), jnp.zeros(obs_dim))
+
+
+def _with(moments: Moments, obs: Array) -> Moments:
+    """`moments` with those of `obs` `[B, O]` (Chan, Golub & LeVeque 1983)."""
+    more = float(obs.shape[0])
+    mean = jnp.mean(obs, axis=0)
+    count = moments.count + more
+    apart = mean - moments.mean
+    square = jnp.sum(jnp.square(obs - mean[None]), axis=0)
+    return Moments(
+        count,
+        moments.mean + apart * (more / count),
+        moments.square + square + jnp.square(apart) * (moments.count * more / count),
+    )
+
+
+def _standardised(moments: Moments, obs: Array) -> Array:
+    """`obs` `[B, O]` in deviations from the mean; as they are before the first."""
+    known = moments.count > 0.0
+    variance = moments.square / jnp.maximum(moments.count, 1.0)
+    std = jnp.where(known, jnp.sqrt(variance) + SMALLEST_STD, 1.0)
+    scaled = (obs - moments.mean[None]) / std[None]
+    return jnp.where(known, jnp.clip(scaled, -LARGEST_OBS, LARGEST_OBS), obs)
+
+
+def objective(
+    policy: Policy, actor: networks.Params, experience: Experience, entropy: Array
+) -> Array:
+    """`-mean A log pi(a | s) - entropy * mean H(pi(. | s))`: its gradient is that of
+    the policy gradient theorem, with the sign of a loss."""
+    log_prob = policy.log_prob(actor, experience.obs, experience.action)
+    bonus = entropy * jnp.mean(policy.entropy(actor, experience.obs))
+    return -jnp.mean(experience.advantage * log_prob) - bonus
+
+
+def inner(a: Any, b: Any) -> Array:
+    """`[]`, the inner product of two trees of equal structure."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
+
+
+def norm(tree: Any) -> Array:
+    """`[]`, the Euclidean norm of all leaves together."""
+    return jnp.sqrt(inner(tree, tree))
+
+
+def shuffled(key: Key, rows: int, count: int) -> Array:
+    """A random partition of `rows` indices into `count` equal minibatches.
+
+    Returns:
+      `[count, rows // count]`; what is left over is left out this time.
+    """
+    order = jax.random.permutation(key, rows)
+    return order[: rows // count * count].reshape(count, -1)
+
+
+def make_actor_critic(
+    config: Config,
+    spec: Spec,
+    policy: Policy,
+    init_opt: Callable[[networks.Params], Any],
+    improve: Improve,
+) -> Agent:
+    """An agent whose policy moves by `improve`.
+
+    Args:
+      config: structure.
+      spec: of the task.
+      policy: from `make_policy`.
+      init_opt: `actor -> opt`, what `improve` remembers at the start.
+      improve: see `Improve`.
+    """
+    critic = networks.Value(
+        config.hidden,
+        hidden_init=_HIDDEN_INIT,
+        out_init=networks.orthogonal(1.0),
+        activation=nn.tanh,
+    )
+    rollout = config.steps, config.environments
+    rows = config.steps * config.environments
+
+    def init(key: Key, hyper: Any) -> State:
+        actor_key, critic_key = jax.random.split(key)
+        actor = policy.init(actor_key, hyper)
+        value = critic.init(critic_key, jnp.zeros((1, spec.obs_dim)))
+        moments = _no_moments(spec.obs_dim)
+        return State(actor, value, init_opt(actor), optim.adam_init(value), moments)
+
+    def seen(state: State, obs: Array) -> Array:
+        return _standardised(state.moments, obs) if config.normalise_obs else obs
+
+    def critic_loss(params: networks.Params, obs: Array, target: Array) -> Array:
+        return 0.5 * jnp.mean(jnp.square(networks.apply(critic, params, obs) - target))
+
+    def fit_critic(
+        key: Key, state: State, obs: Array, target: Array, hyper: Any
+    ) -> tuple[networks.Params, optim.OptState, Array]:
+        def step(carry: Any, picked: Array) -> tuple[Any, Array]:
+            params, opt = carry
+            loss, grads = jax.value_and_grad(critic_loss)(
+                params, obs[picked], target[picked]
+            )
+            return optim.adam_step(grads, opt, params, hyper.critic_lr), loss
+
+        keys = jax.random.split(key, config.critic_epochs)
+        cut = functools.partial(shuffled, rows=rows, count=config.critic_batches)
+        batches = jax.vmap(cut)(keys).reshape(-1, rows // config.critic_batches)
+        start = state.critic, state.critic_opt
+        (params, opt), losses = jax.lax.scan(step, start, batches)
+        return params, opt, jnp.mean(losses)
+
+    def update(
+        key: Key, state: State, batch: Transitions, hyper: Any
+    ) -> tuple[State, Metrics]:
+        actor_key, critic_key = jax.random.split(key)
+        obs, next_obs = seen(state, batch.obs), seen(state, batch.next_obs)
+        value = networks.apply(critic, state.critic, obs)
+        next_value = networks.apply(critic, state.critic, next_obs)
+        gained = advantages(
+            *(
+                leaf.reshape(rollout)
+                for leaf in (
+                    hyper.reward_scale * batch.reward,
+                    batch.discount,
+                    batch.has_next_action,
+                    value,
+                    next_value,
+                )
+            ),
+            hyper.discount,
+            hyper.gae_lambda,
+        ).reshape(rows)
+        advantage = gained
+        if config.normalise_advantage:
+            advantage = (gained - jnp.mean(gained)) / (jnp.std(gained) + SMALLEST_STD)
+        experience = Experience(obs, batch.action, advantage)
+        actor, actor_opt, metrics = improve(
+            actor_key, state.actor, state.actor_opt, experience, hyper
+        )
+        params, critic_opt, loss = fit_critic(
+            critic_key, state, obs, gained + value, hyper
+        )
+        moments = _with(state.moments, batch.obs)
+        if not config.normalise_obs:
+            moments = state.moments
+        metrics = dict(metrics) | {
+            "critic_loss": loss,
+            "entropy": jnp.mean(policy.entropy(actor, obs)),
+            "kl": jnp.mean(policy.divergence(state.actor, actor, obs)),
+            "reward_mean": jnp.mean(batch.reward),
+        }
+        return State(actor, params, actor_opt, critic_opt, moments), metrics
+
+    def explore(key: Key, state: State, obs: Array, hyper: Any) -> Array:
+        del hyper
+        return policy.sample(key, state.actor, seen(state, obs))
+
+    def act(key: Key, state: State, obs: Array, hyper: Any) -> Array:
+        del key, hyper
+        return policy.mode(state.actor, seen(state, obs))
+
+    return Agent(
+        init,
+        act,
+        (Phase("train", update, stride=rows),),
+        batch_size=1,
+        collection=Collection(explore, config.environments),
+    )

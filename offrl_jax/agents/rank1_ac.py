@@ -1,0 +1,166 @@
+"""Rank-1 natural policy gradient (SM-ActorCritic): one score, Sherman-Morrison.
+
+A reconstruction.  Huo, Dash, Stoican, Kaski & Sun (2026), arXiv:2601.18626: the
+abstract is verified, the formula comes from summaries by others, and everything around
+it (which sample, which scale, which optimiser) is a choice made here; see
+docs/algorithms/rank1.md.  With g the policy gradient of a rollout (ascent) and v the
+score of a single state and action,
+
+    F^    = damping * I + v v^T                       one-sample empirical Fisher
+    c     = <v, g> / (damping + |v|^2)
+    theta <- theta + actor_lr * (g - c v)             = damping * F^^-1 g, deflated
+
+in O(d) time and memory.  `actor_lr` is the rate of the deflated direction, so a large
+damping gives plain SGD at the same rate; as theta + eta F^^-1 g it is eta / damping.
+With `step = trust_region` the rate is at most
+
+    sqrt(2 * kl / (damping * <g - c v, g>)) ,
+
+the one at which the model's KL is `kl` (no pass over the data, no conjugate gradient).
+
+`vector` says which v:
+
+    pair        of one pair of the rollout, drawn uniformly: the paper, as reported
+    left_out    the same, and g is the gradient of all others: v and g independent
+    fresh       of one state of the rollout with a new action of the policy: one sample
+                of the true Fisher
+    mean        the mean score of the rollout
+    gradient    g itself: a shorter step in the same direction
+    average     an exponential moving average of `pair`'s scores
+
+`blockwise` gives every leaf of the parameters its own c; `relative_damping` multiplies
+damping by a running mean of |v|^2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from offrl_jax import fisher, networks
+from offrl_jax.agents import actor_critic
+from offrl_jax.agents.actor_critic import Experience
+from offrl_jax.agents.entry import (
+    POSITIVE,
+    AgentEntry,
+    check_choices,
+    one_of,
+    within,
+)
+from offrl_jax.types import Agent, Array, Key, Metrics, Spec
+
+VECTORS = ("pair", "left_out", "fresh", "mean", "gradient", "average")
+STEPS = ("fixed", "trust_region")
+# Of `vector = average`.
+AVERAGE_DECAY = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(actor_critic.Config):
+    """Structure of the rollouts, the networks and the preconditioner."""
+
+    vector: str = one_of(VECTORS, "pair")
+    step: str = one_of(STEPS, "fixed")
+    blockwise: bool = False
+    relative_damping: bool = False
+
+
+@struct.dataclass
+class Hyper(actor_critic.Hyper):
+    """Traced settings."""
+
+    actor_lr: float = within(POSITIVE, 0.1)
+    damping: float = within(POSITIVE, 0.1)
+    # Of `step = trust_region`.
+    kl: float = within(POSITIVE, 0.01)
+
+
+def make_rank1_ac(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    check_choices("rank1_ac", config)
+    policy = actor_critic.make_policy(config.hidden, spec)
+
+    def transform(hyper: Any) -> Any:
+        return fisher.scale_by_rank1_fisher(
+            hyper.damping,
+            blockwise=config.blockwise,
+            relative=config.relative_damping,
+        )
+
+    def init_opt(actor: networks.Params) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, actor)
+        averaged = config.vector == "average"
+        # The transform's state does not depend on its settings.
+        rule = fisher.scale_by_rank1_fisher(
+            1.0, blockwise=config.blockwise, relative=config.relative_damping
+        )
+        return {"fisher": rule.init(actor), "average": zeros if averaged else ()}
+
+    def score(actor: networks.Params, obs: Array, action: Array) -> networks.Params:
+        """Of the mean over rows: of one row, its score."""
+
+        def log_prob(params: networks.Params) -> Array:
+            return jnp.mean(policy.log_prob(params, obs, action))
+
+        return jax.grad(log_prob)(actor)
+
+    def improve(
+        key: Key, actor: Any, opt: Any, experience: Experience, hyper: Any
+    ) -> tuple[Any, Any, Metrics]:
+        obs, action, advantage = experience
+        rows = advantage.shape[0]
+        row_key, action_key = jax.random.split(key)
+        one = jax.random.randint(row_key, (1,), 0, rows)
+        if config.vector == "left_out":
+            advantage = advantage.at[one].set(0.0) * (rows / (rows - 1.0))
+        grads = jax.grad(actor_critic.objective, argnums=1)(
+            policy, actor, Experience(obs, action, advantage), hyper.entropy
+        )
+        average = opt["average"]
+        if config.vector == "gradient":
+            v = grads
+        elif config.vector == "mean":
+            v = score(actor, obs, action)
+        elif config.vector == "fresh":
+            v = score(actor, obs[one], policy.sample(action_key, actor, obs[one]))
+        else:
+            v = score(actor, obs[one], action[one])
+            if config.vector == "average":
+                average = jax.tree.map(
+                    lambda old, new: AVERAGE_DECAY * old + (1.0 - AVERAGE_DECAY) * new,
+                    average,
+                    v,
+                )
+                v = average
+        direction, found = transform(hyper).update(grads, opt["fisher"], actor, score=v)
+        rate = hyper.actor_lr
+        if config.step == "trust_region":
+            rate = fisher.trust_region_rate(
+                direction, grads, found.damping, hyper.kl, largest=rate
+            )
+        actor = jax.tree.map(lambda p, d: p - rate * d, actor, direction)
+        metrics = {
+            "cos2": found.cos2,
+            "removed": found.removed,
+            "score_norm2": found.score_norm2,
+            "grad_norm": actor_critic.norm(grads),
+            "rate": jnp.asarray(rate),
+        }
+        return actor, {"fisher": found, "average": average}, metrics
+
+    return actor_critic.make_actor_critic(config, spec, policy, init_opt, improve)
+
+
+ENTRY = AgentEntry(
+    name="rank1_ac",
+    title="Rank-1 NPG",
+    reference="Huo et al., 2026, arXiv:2601.18626 (reconstruction)",
+    config=Config,
+    hyper=Hyper,
+    make=make_rank1_ac,
+    on_policy=True,
+)
