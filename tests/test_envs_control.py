@@ -107,8 +107,10 @@ class TestAgainstGymnasium:
         _, obs = jax.jit(jax.vmap(env.reset))(keys)
         theirs = np.stack([reference.reset(seed=i)[0] for i in range(500)])
         for ours, column in zip(np.asarray(obs).T, theirs.T, strict=True):
-            assert ours.min() >= column.min() - 0.01
-            assert ours.max() <= column.max() + 0.01
+            # 500 draws come this close to the ends but for one time in a million.
+            near = 0.03 * (column.max() - column.min())
+            assert abs(ours.min() - column.min()) <= near
+            assert abs(ours.max() - column.max()) <= near
             assert stats.ks_2samp(ours, column).pvalue > 1e-4
 
     def test_open_loop_episode_as_long_as_float32_allows(self, name: str):
