@@ -22,6 +22,9 @@ PURE = (
     "classic/point_maze-v0",
     "classic/gates-v0",
     "neorl2/DMSD-v1",
+    "control/CartPole-v1",
+    "control/Acrobot-v1",
+    "control/MountainCarContinuous-v0",
 )
 
 
@@ -50,9 +53,10 @@ class TestEveryPureEnv:
         assert steps.obs.shape == (env.spec.horizon, env.spec.obs_dim)
         for flag in (steps.terminated, steps.truncated, steps.success):
             assert flag.dtype == jnp.bool_ and flag.shape == (env.spec.horizon,)
-        # At rest nothing terminates but the gates, whose walls do not wait; only the
-        # last step is cut off.
-        assert bool(steps.terminated.any()) == (env_id == "classic/gates-v0")
+        # At rest nothing terminates but the gates, whose walls do not wait, and the
+        # pole; only the last step is cut off.
+        ends = ("classic/gates-v0", "control/CartPole-v1")
+        assert bool(steps.terminated.any()) == (env_id in ends)
         assert not steps.truncated[:-1].any() and bool(steps.truncated[-1])
 
     def test_lane_of_a_batch_equals_single_episode(self, env_id):

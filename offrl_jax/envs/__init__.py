@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from offrl_jax.envs import dmsd, gates, pendulum, point_maze
+from offrl_jax.envs import (
+    acrobot,
+    cartpole,
+    dmsd,
+    gates,
+    mountain_car,
+    pendulum,
+    point_maze,
+)
 from offrl_jax.envs.base import HostEnv, PureEnv, TimeStep
 from offrl_jax.envs.mujoco_bodies import BODIES
 from offrl_jax.envs.ogbench_specs import ENVIRONMENTS as OGBENCH
@@ -25,6 +33,9 @@ _PURE: dict[str, Callable[[], PureEnv]] = {
     point_maze.NAME: point_maze.make,
     gates.NAME: gates.make,
     dmsd.NAME: dmsd.make,
+    cartpole.NAME: cartpole.make,
+    acrobot.NAME: acrobot.make,
+    mountain_car.NAME: mountain_car.make,
 }
 
 _BRIDGE = "gymnasium/"
