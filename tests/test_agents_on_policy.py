@@ -95,7 +95,7 @@ def drawn(spec: Spec):
 
 def test_a_gaussian_policy_is_scipys():
     policy, params, other, obs = drawn(CONTINUOUS)
-    mean = np.asarray(policy.module.apply(other["mlp"], obs), np.float64)
+    mean = np.asarray(policy.outputs(other, obs), np.float64)
     std = np.exp(np.asarray(other["log_std"], np.float64))
     action = np.random.default_rng(0).normal(size=(5, 2))
     expected = scipy.stats.norm(mean, std).logpdf(action).sum(-1)
@@ -103,7 +103,7 @@ def test_a_gaussian_policy_is_scipys():
     np.testing.assert_allclose(got, expected, rtol=1e-4)
     entropy = scipy.stats.norm(mean, std).entropy().sum(-1)
     np.testing.assert_allclose(policy.entropy(other, obs), entropy, rtol=1e-5)
-    old_mean = np.asarray(policy.module.apply(params["mlp"], obs), np.float64)
+    old_mean = np.asarray(policy.outputs(params, obs), np.float64)
     old_std = np.exp(np.asarray(params["log_std"], np.float64))
     ratio = (old_std**2 + (old_mean - mean) ** 2) / (2 * std**2)
     kl = (np.log(std / old_std) + ratio - 0.5).sum(-1)
@@ -113,7 +113,7 @@ def test_a_gaussian_policy_is_scipys():
 def test_a_softmax_policy_is_scipys():
     policy, params, other, obs = drawn(DISCRETE)
     p, old = (
-        scipy.special.softmax(np.asarray(policy.module.apply(x["mlp"], obs)), axis=-1)
+        scipy.special.softmax(np.asarray(policy.outputs(x, obs)), axis=-1)
         for x in (other, params)
     )
     for choice in range(4):

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from offrl_jax import networks
+from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic, optim
 from offrl_jax.agents.actor_critic import Experience
 from offrl_jax.agents.entry import (
@@ -72,7 +72,7 @@ def make_a2c(config: Config, spec: Spec) -> Agent:
         grads = jax.grad(actor_critic.objective, argnums=1)(
             policy, actor, experience, hyper.entropy
         )
-        size = actor_critic.norm(grads)
+        size = jnp.sqrt(fisher.norm2(grads))
         if adam:
             actor, opt = optim.adam_step(grads, opt, actor, hyper.actor_lr)
         else:

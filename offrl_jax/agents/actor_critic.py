@@ -125,23 +125,31 @@ class Policy(NamedTuple):
 
     Attributes:
       init: `(key, hyper) -> params`, a dictionary: `mlp`, and `log_std` of Gaussians.
-      sample: `(key, params, obs) -> action`.
-      mode: `(params, obs) -> action`, the most likely one.
-      log_prob: `(params, obs, action) -> [B]`.
+      outputs: `(params, obs) -> [B, A]`, the network's: logits, or means.
+      draw: `(key, params, outputs) -> action`.
+      likelihood: `(params, outputs, action) -> [B]`, logarithmic.
+      mode: `(params, obs) -> action`, the most likely one that the environment takes.
       entropy: `(params, obs) -> [B]`.
       divergence: `(old, new, obs) -> [B]`, KL(old || new).
-      module: the network, `obs -> logits` or means.
       discrete: whether the policy is a softmax.
     """
 
     init: Callable[[Key, Any], networks.Params]
-    sample: Callable[[Key, networks.Params, Array], Array]
+    outputs: Callable[[networks.Params, Array], Array]
+    draw: Callable[[Key, networks.Params, Array], Array]
+    likelihood: Callable[[networks.Params, Array, Array], Array]
     mode: Callable[[networks.Params, Array], Array]
-    log_prob: Callable[[networks.Params, Array, Array], Array]
     entropy: Callable[[networks.Params, Array], Array]
     divergence: Callable[[networks.Params, networks.Params, Array], Array]
-    module: networks.MLP
     discrete: bool
+
+    def sample(self, key: Key, params: networks.Params, obs: Array) -> Array:
+        """Actions drawn in `obs`."""
+        return self.draw(key, params, self.outputs(params, obs))
+
+    def log_prob(self, params: networks.Params, obs: Array, action: Array) -> Array:
+        """`log pi(action | obs)`, `[B]`."""
+        return self.likelihood(params, self.outputs(params, obs), action)
 
 
 class Experience(NamedTuple):
@@ -187,30 +195,33 @@ def _softmax(module: networks.MLP, spec: Spec) -> Policy:
         del hyper
         return {"mlp": module.init(key, jnp.zeros((1, spec.obs_dim)))}
 
-    def log_probs(params: networks.Params, obs: Array) -> Array:
-        return jax.nn.log_softmax(networks.apply(module, params["mlp"], obs))
+    def logits(params: networks.Params, obs: Array) -> Array:
+        return networks.apply(module, params["mlp"], obs)
 
     def one_hot(index: Array) -> Array:
         return jax.nn.one_hot(index, spec.action_dim)
 
-    def sample(key: Key, params: networks.Params, obs: Array) -> Array:
-        return one_hot(jax.random.categorical(key, log_probs(params, obs)))
+    def draw(key: Key, params: networks.Params, out: Array) -> Array:
+        del params
+        return one_hot(jax.random.categorical(key, out))
+
+    def likelihood(params: networks.Params, out: Array, action: Array) -> Array:
+        del params
+        return jnp.sum(action * jax.nn.log_softmax(out), axis=-1)
 
     def mode(params: networks.Params, obs: Array) -> Array:
-        return one_hot(jnp.argmax(log_probs(params, obs), axis=-1))
-
-    def log_prob(params: networks.Params, obs: Array, action: Array) -> Array:
-        return jnp.sum(action * log_probs(params, obs), axis=-1)
+        return one_hot(jnp.argmax(logits(params, obs), axis=-1))
 
     def entropy(params: networks.Params, obs: Array) -> Array:
-        log_p = log_probs(params, obs)
+        log_p = jax.nn.log_softmax(logits(params, obs))
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def divergence(old: networks.Params, new: networks.Params, obs: Array) -> Array:
-        log_p = log_probs(old, obs)
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_probs(new, obs)), axis=-1)
+        log_p = jax.nn.log_softmax(logits(old, obs))
+        log_q = jax.nn.log_softmax(logits(new, obs))
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-    return Policy(init, sample, mode, log_prob, entropy, divergence, module, True)
+    return Policy(init, logits, draw, likelihood, mode, entropy, divergence, True)
 
 
 def _gaussian(module: networks.MLP, spec: Spec) -> Policy:
@@ -218,32 +229,36 @@ def _gaussian(module: networks.MLP, spec: Spec) -> Policy:
         params = module.init(key, jnp.zeros((1, spec.obs_dim)))
         return {"mlp": params, "log_std": jnp.full((spec.action_dim,), hyper.log_std)}
 
-    def moments(params: networks.Params, obs: Array) -> tuple[Array, Array]:
-        mean = networks.apply(module, params["mlp"], obs)
-        return mean, jnp.broadcast_to(params["log_std"], mean.shape)
+    def mean(params: networks.Params, obs: Array) -> Array:
+        return networks.apply(module, params["mlp"], obs)
 
-    def sample(key: Key, params: networks.Params, obs: Array) -> Array:
-        mean, log_std = moments(params, obs)
-        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    def wide(log_std: Array, like: Array) -> Array:
+        return jnp.broadcast_to(log_std, like.shape)
+
+    def draw(key: Key, params: networks.Params, out: Array) -> Array:
+        noise = jax.random.normal(key, out.shape)
+        return out + jnp.exp(wide(params["log_std"], out)) * noise
+
+    def likelihood(params: networks.Params, out: Array, action: Array) -> Array:
+        log_std = wide(params["log_std"], out)
+        each = distributions.normal_log_prob(out, log_std, action)
+        return jnp.sum(each, axis=-1)
 
     def mode(params: networks.Params, obs: Array) -> Array:
-        return jnp.clip(moments(params, obs)[0], -1.0, 1.0)
-
-    def log_prob(params: networks.Params, obs: Array, action: Array) -> Array:
-        each = distributions.normal_log_prob(*moments(params, obs), action)
-        return jnp.sum(each, axis=-1)
+        return jnp.clip(mean(params, obs), -1.0, 1.0)
 
     def entropy(params: networks.Params, obs: Array) -> Array:
         one = 0.5 * math.log(2.0 * math.pi * math.e)
-        return jnp.sum(moments(params, obs)[1] + one, axis=-1)
+        return jnp.broadcast_to(jnp.sum(params["log_std"] + one), obs.shape[:-1])
 
     def divergence(old: networks.Params, new: networks.Params, obs: Array) -> Array:
-        (mean, log_std), (new_mean, new_log_std) = moments(old, obs), moments(new, obs)
-        square = jnp.exp(2.0 * log_std) + jnp.square(mean - new_mean)
+        before, after = mean(old, obs), mean(new, obs)
+        log_std, new_log_std = wide(old["log_std"], before), wide(new["log_std"], after)
+        square = jnp.exp(2.0 * log_std) + jnp.square(before - after)
         ratio = 0.5 * square * jnp.exp(-2.0 * new_log_std)
         return jnp.sum(new_log_std - log_std + ratio - 0.5, axis=-1)
 
-    return Policy(init, sample, mode, log_prob, entropy, divergence, module, False)
+    return Policy(init, mean, draw, likelihood, mode, entropy, divergence, False)
 
 
 def advantages(
@@ -311,17 +326,6 @@ def objective(
     log_prob = policy.log_prob(actor, experience.obs, experience.action)
     bonus = entropy * jnp.mean(policy.entropy(actor, experience.obs))
     return -jnp.mean(experience.advantage * log_prob) - bonus
-
-
-def inner(a: Any, b: Any) -> Array:
-    """`[]`, the inner product of two trees of equal structure."""
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
-
-
-def norm(tree: Any) -> Array:
-    """`[]`, the Euclidean norm of all leaves together."""
-    return jnp.sqrt(inner(tree, tree))
 
 
 def shuffled(key: Key, rows: int, count: int) -> Array:

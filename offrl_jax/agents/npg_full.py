@@ -2,7 +2,7 @@
 
 Kakade (2001), "A Natural Policy Gradient", NeurIPS 14.  With g the policy gradient of a
 rollout and F the true Fisher information of the policy, averaged over the rollout's
-states and exact over actions (`fisher.exact_*`, not sampled),
+states and exact over actions (not sampled),
 
     x     = (F + damping * I)^-1 g
     theta <- theta + min(actor_lr, sqrt(2 * kl / <x, g>)) * x .
@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.flatten_util import ravel_pytree
 
 from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic
@@ -50,10 +49,10 @@ def make_npg_full(config: Config, spec: Spec) -> Agent:
 
     def outputs(actor: networks.Params, obs: Array) -> Any:
         """Logits, or mean and log standard deviation, of one state."""
-        out = networks.apply(policy.module, actor["mlp"], obs)
+        out = policy.outputs(actor, obs)
         return out if policy.discrete else (out, actor["log_std"])
 
-    exact = fisher.exact_categorical if policy.discrete else fisher.exact_gaussian
+    exact = fisher.categorical_fisher if policy.discrete else fisher.gaussian_fisher
 
     def improve(
         key: Key, actor: Any, opt: Any, experience: Experience, hyper: Any
@@ -64,14 +63,13 @@ def make_npg_full(config: Config, spec: Spec) -> Agent:
         )
         information = exact(outputs, actor, experience.obs)
         x = fisher.dense_direction(information, grads, hyper.damping)
-        slope = actor_critic.inner(x, grads)
-        rate = jnp.minimum(hyper.actor_lr, jnp.sqrt(2.0 * hyper.kl / (slope + 1e-12)))
+        slope = fisher.inner(x, grads)
+        rate = fisher.trust_region_rate(hyper.kl, hyper.actor_lr, slope)
         actor = jax.tree.map(lambda p, d: p - rate * d, actor, x)
-        size = ravel_pytree(grads)[0].shape[0]
         metrics = {
-            "grad_norm": actor_critic.norm(grads),
+            "grad_norm": jnp.sqrt(fisher.norm2(grads)),
             "rate": rate,
-            "fisher_eigenvalue_mean": jnp.trace(information) / size,
+            "fisher_trace": jnp.trace(information),
         }
         return actor, opt, metrics
 

@@ -84,21 +84,23 @@ def make_rank1_ac(config: Config, spec: Spec) -> Agent:
     check_choices("rank1_ac", config)
     policy = actor_critic.make_policy(config.hidden, spec)
 
-    def transform(hyper: Any) -> Any:
+    in_region = config.step == "trust_region"
+
+    def rule(damping: Any, kl: Any, rate: Any) -> Any:
         return fisher.scale_by_rank1_fisher(
-            hyper.damping,
-            blockwise=config.blockwise,
+            damping,
+            blockwise="leaf" if config.blockwise else False,
             relative=config.relative_damping,
+            kl=kl if in_region else None,
+            largest_step=rate,
         )
 
     def init_opt(actor: networks.Params) -> Any:
         zeros = jax.tree.map(jnp.zeros_like, actor)
         averaged = config.vector == "average"
-        # The transform's state does not depend on its settings.
-        rule = fisher.scale_by_rank1_fisher(
-            1.0, blockwise=config.blockwise, relative=config.relative_damping
-        )
-        return {"fisher": rule.init(actor), "average": zeros if averaged else ()}
+        # The rule's state does not depend on its numbers.
+        found = rule(1.0, 1.0, 1.0).init(actor)
+        return {"fisher": found, "average": zeros if averaged else ()}
 
     def score(actor: networks.Params, obs: Array, action: Array) -> networks.Params:
         """Of the mean over rows: of one row, its score."""
@@ -136,19 +138,18 @@ def make_rank1_ac(config: Config, spec: Spec) -> Agent:
                     v,
                 )
                 v = average
-        direction, found = transform(hyper).update(grads, opt["fisher"], actor, score=v)
-        rate = hyper.actor_lr
-        if config.step == "trust_region":
-            rate = fisher.trust_region_rate(
-                direction, grads, found.damping, hyper.kl, largest=rate
-            )
+        direction, found = rule(hyper.damping, hyper.kl, hyper.actor_lr).update(
+            grads, opt["fisher"], actor, score=v
+        )
+        # Inside of a trust region the rule has chosen the rate, `actor_lr` at most.
+        rate = 1.0 if in_region else hyper.actor_lr
         actor = jax.tree.map(lambda p, d: p - rate * d, actor, direction)
         metrics = {
             "cos2": found.cos2,
             "removed": found.removed,
             "score_norm2": found.score_norm2,
-            "grad_norm": actor_critic.norm(grads),
-            "rate": jnp.asarray(rate),
+            "grad_norm": jnp.sqrt(fisher.norm2(grads)),
+            "rate": rate * found.step,
         }
         return actor, {"fisher": found, "average": average}, metrics
 

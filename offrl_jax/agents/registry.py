@@ -5,6 +5,7 @@ from __future__ import annotations
 from offrl_jax import errors
 from offrl_jax.agents import (
     a2c,
+    acktr,
     acpo,
     awac,
     awr,
@@ -19,9 +20,13 @@ from offrl_jax.agents import (
     inac,
     iql,
     misa,
+    npg_full,
     ppo,
+    rank1_ac,
     rebrac,
     td3_bc,
+    trpo,
+    woodbury_ac,
 )
 from offrl_jax.agents.entry import AgentEntry
 
@@ -44,8 +49,13 @@ REGISTRY: dict[str, AgentEntry] = {
         deflow.ENTRY,
         fidec.ENTRY,
         misa.ENTRY,
+        rank1_ac.ENTRY,
+        woodbury_ac.ENTRY,
+        npg_full.ENTRY,
         a2c.ENTRY,
         ppo.ENTRY,
+        trpo.ENTRY,
+        acktr.ENTRY,
     )
 }
 """Every algorithm; the conformance suite runs through all of them."""

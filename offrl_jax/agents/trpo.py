@@ -88,7 +88,7 @@ def make_trpo(config: Config, spec: Spec) -> Agent:
             product, grads, config.iterations, hyper.damping
         )
         curved = jax.tree.map(lambda f, v: f + hyper.damping * v, product(x), x)
-        square = actor_critic.inner(x, curved)
+        square = fisher.inner(x, curved)
         longest = hyper.actor_lr * jnp.sqrt(2.0 * hyper.kl / (square + 1e-12))
 
         def tried(length: Array) -> networks.Params:

@@ -61,9 +61,14 @@ def make_woodbury_ac(config: Config, spec: Spec) -> Agent:
     check_choices("woodbury_ac", config)
     policy = actor_critic.make_policy(config.hidden, spec)
 
-    def rule(damping: Any) -> Any:
+    in_region = config.step == "trust_region"
+
+    def rule(damping: Any, kl: Any, rate: Any) -> Any:
         return fisher.scale_by_woodbury_fisher(
-            config.samples, damping, relative=config.relative_damping
+            damping,
+            relative=config.relative_damping,
+            kl=kl if in_region else None,
+            largest_step=rate,
         )
 
     def log_prob(params: networks.Params, obs: Array, action: Array) -> Array:
@@ -80,23 +85,23 @@ def make_woodbury_ac(config: Config, spec: Spec) -> Agent:
         obs = experience.obs[jax.random.randint(row_key, (config.samples,), 0, rows)]
         action = policy.sample(action_key, actor, obs)
         scores = fisher.per_sample_scores(log_prob, actor, obs, action)
-        direction, found = rule(hyper.damping).update(grads, opt, actor, score=scores)
-        rate = hyper.actor_lr
-        if config.step == "trust_region":
-            rate = fisher.trust_region_rate(
-                direction, grads, found.damping, hyper.kl, largest=rate
-            )
+        direction, found = rule(hyper.damping, hyper.kl, hyper.actor_lr).update(
+            grads, opt, actor, score=scores
+        )
+        # Inside of a trust region the rule has chosen the rate, `actor_lr` at most.
+        rate = 1.0 if in_region else hyper.actor_lr
         actor = jax.tree.map(lambda p, d: p - rate * d, actor, direction)
         metrics = {
             "removed": found.removed,
             "score_norm2": found.score_norm2,
-            "grad_norm": actor_critic.norm(grads),
-            "rate": jnp.asarray(rate),
+            "grad_norm": jnp.sqrt(fisher.norm2(grads)),
+            "rate": rate * found.step,
         }
         return actor, found, metrics
 
-    # The rule's state does not depend on its settings.
-    return actor_critic.make_actor_critic(config, spec, policy, rule(1.0).init, improve)
+    # The rule's state does not depend on its numbers.
+    init_opt = rule(1.0, 1.0, 1.0).init
+    return actor_critic.make_actor_critic(config, spec, policy, init_opt, improve)
 
 
 ENTRY = AgentEntry(
