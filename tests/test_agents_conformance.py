@@ -30,11 +30,15 @@ PERTURBED = {
 # Presets of another structure, for settings that the default structure does not read.
 OTHER_STRUCTURES = {
     "a2c": ("a2c@normalised_sgd",),
-    "acpo": ("acpo@paper", "acpo@in_sample"),
+    "acpo": ("acpo@paper", "acpo@in_sample", "acpo@rank1"),
+    "awr": ("awr@rank1",),
     "deflow": ("deflow@as_in_fidec",),
     # With one action dimension, the trace leaves nothing of the Fisher form.
     "fidec": ("fidec@kl",),
-    "misa": ("misa@antmaze",),
+    "iql": ("rank1_iql",),
+    "misa": ("misa@antmaze", "misa@rank1"),
+    "rank1_ac": ("rank1_ac@trust_region",),
+    "woodbury_ac": ("woodbury_ac@trust_region",),
 }
 CALLS = 4
 # Names of what learns values, in the states of agents that have it.

@@ -87,6 +87,7 @@ class Config:
     threshold: str = one_of(("nll", "quantile", "ess"), "nll")
     obs_transform: str = "standardise"
     reward_transform: str = "none"
+    actor_optimiser: str = one_of(optim.ACTOR_OPTIMISERS, "adam")
 
 
 @struct.dataclass
@@ -113,6 +114,8 @@ class Hyper:
     expectile: float = within(OPEN_UNIT, 0.7)
     # Of the forward projection, in units of the batch's mean weight.
     largest_weight: float = within(POSITIVE, 100.0)
+    # Of `actor_optimiser = rank1`, relative to the mean squared score.
+    actor_damping: float = within(POSITIVE, 0.1)
 
 
 @struct.dataclass
@@ -185,7 +188,7 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
             # A copy: a donated state must not hold one buffer twice.
             target_critics=jax.tree.map(jnp.copy, critics),
             behaviour_opt=optim.adam_init(behaviour_params),
-            actor_opt=optim.adam_init(actor_params),
+            actor_opt=optim.actor_init(config.actor_optimiser, actor_params),
             critic_opt=optim.adam_init(critics),
             value_opt=optim.adam_init(value_params),
             kappa=jnp.asarray(hyper.kappa, jnp.float32),
@@ -371,8 +374,16 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
                 policy, actor_key, state, critics, batch.obs, alpha
             )
         (grads,) = pull_back(slope)
-        actor_params, actor_opt = optim.adam_step(
-            grads, state.actor_opt, state.actor, hyper.actor_lr
+        actor_params, actor_opt = optim.actor_step(
+            config.actor_optimiser,
+            actor_key,
+            policy_of,
+            batch.obs,
+            grads,
+            state.actor_opt,
+            state.actor,
+            hyper.actor_lr,
+            hyper.actor_damping,
         )
 
         threshold = averaged(
@@ -432,6 +443,11 @@ ENTRY = AgentEntry(
     make=make_acpo,
     critic=critic_of,
     presets={
+        "rank1": Preset(
+            config={"actor_optimiser": "rank1"},
+            hyper={"actor_lr": 0.03},
+            source="ours: rank-1 natural gradients for the policy, untuned",
+        ),
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128, "critics": 2},
             hyper={

@@ -36,6 +36,8 @@ from offrl_jax.agents.entry import (
     UNIT,
     AgentEntry,
     Preset,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
@@ -53,6 +55,7 @@ class Config:
     # The authors normalise observations.
     obs_transform: str = "standardise"
     reward_transform: str = "none"
+    actor_optimiser: str = one_of(optim.ACTOR_OPTIMISERS, "adam")
 
 
 @struct.dataclass
@@ -68,6 +71,8 @@ class Hyper:
     largest_weight: float = within(POSITIVE, 20.0)
     # The target average that is customary for continuous control (TD3, SAC).
     tau: float = within(POSITIVE_UNIT, 0.005)
+    # Of `actor_optimiser = rank1`, relative to the mean squared score.
+    actor_damping: float = within(POSITIVE, 0.1)
 
 
 @struct.dataclass
@@ -95,6 +100,7 @@ def value_of(config: Config) -> networks.Value:
 
 def make_awr(config: Config, spec: Spec) -> Agent:
     """Makes the agent for one structure and one `Spec`."""
+    check_choices("awr", config)
     actor, value = actor_of(config, spec), value_of(config)
 
     def init(key: Key, hyper: Hyper) -> State:
@@ -108,7 +114,7 @@ def make_awr(config: Config, spec: Spec) -> Agent:
             value=value_params,
             # A copy: a donated state must not hold one buffer twice.
             target_value=jax.tree.map(jnp.copy, value_params),
-            actor_opt=optim.adam_init(actor_params),
+            actor_opt=optim.actor_init(config.actor_optimiser, actor_params),
             value_opt=optim.adam_init(value_params),
         )
 
@@ -125,19 +131,21 @@ def make_awr(config: Config, spec: Spec) -> Agent:
     def value_loss(params: networks.Params, obs: Array, target: Array) -> Array:
         return jnp.mean(jnp.square(networks.apply(value, params, obs) - target))
 
+    def policy_of(params: networks.Params, obs: Array) -> tuple[Array, Array]:
+        mean, log_std = networks.apply(actor, params, obs)
+        return jnp.tanh(mean), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
     def actor_loss(
         params: networks.Params, batch: Transitions, weight: Array
     ) -> tuple[Array, Array]:
-        mean, log_std = networks.apply(actor, params, batch.obs)
-        log_std = jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-        policy = distributions.normal(jnp.tanh(mean), log_std)
+        mean, log_std = policy_of(params, batch.obs)
+        policy = distributions.normal(mean, log_std)
         loss = -jnp.mean(weight * policy.log_prob(batch.action))
         return loss, jnp.mean(jnp.exp(log_std))
 
     def update(
         key: Key, state: State, batch: Transitions, hyper: Hyper
     ) -> tuple[State, Metrics]:
-        del key
         target = bootstrap(state.target_value, batch, hyper.discount)
         v_loss, grads = jax.value_and_grad(value_loss)(state.value, batch.obs, target)
         value_params, value_opt = optim.adam_step(
@@ -152,8 +160,16 @@ def make_awr(config: Config, spec: Spec) -> Agent:
         (pi_loss, std), grads = jax.value_and_grad(actor_loss, has_aux=True)(
             state.actor, batch, weight
         )
-        actor_params, actor_opt = optim.adam_step(
-            grads, state.actor_opt, state.actor, hyper.actor_lr
+        actor_params, actor_opt = optim.actor_step(
+            config.actor_optimiser,
+            key,
+            policy_of,
+            batch.obs,
+            grads,
+            state.actor_opt,
+            state.actor,
+            hyper.actor_lr,
+            hyper.actor_damping,
         )
         state = State(
             actor=actor_params,
@@ -173,8 +189,7 @@ def make_awr(config: Config, spec: Spec) -> Agent:
 
     def act(key: Key, state: State, obs: Array, hyper: Hyper) -> Array:
         del key, hyper
-        mean, _ = networks.apply(actor, state.actor, obs)
-        return jnp.tanh(mean)
+        return policy_of(state.actor, obs)[0]
 
     return Agent(init, act, (Phase("train", update),), config.batch_size)
 
@@ -187,6 +202,11 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_awr,
     presets={
+        "rank1": Preset(
+            config={"actor_optimiser": "rank1"},
+            hyper={"actor_lr": 0.03},
+            source="ours: rank-1 natural gradients for the policy, untuned",
+        ),
         "quick": Preset(
             config={"hidden": (64, 64), "batch_size": 128},
             hyper={"actor_lr": 1e-3, "value_lr": 1e-3},

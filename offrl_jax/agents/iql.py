@@ -15,6 +15,7 @@ the actor's learning rate falls along a cosine to 0 at `actor_decay_updates` and
 there.  Evaluated with the mean.
 
 Deviations from the authors' code: no dropout (they use 0.1 on Adroit and Kitchen).
+`actor_optimiser` offers others than their Adam, see `optim.actor_step`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from offrl_jax.agents.entry import (
     UNIT,
     AgentEntry,
     Preset,
+    check_choices,
+    one_of,
     within,
 )
 from offrl_jax.types import Agent, Array, Key, Metrics, Phase, Spec, Transitions
@@ -55,6 +58,7 @@ class Config:
     batch_size: int = within(COUNT, 256)
     obs_transform: str = "none"
     reward_transform: str = "none"
+    actor_optimiser: str = one_of(optim.ACTOR_OPTIMISERS, "adam")
 
 
 @struct.dataclass
@@ -70,6 +74,8 @@ class Hyper:
     beta: float = within(NON_NEGATIVE, 3.0)
     # The authors train for 1e6 updates and decay over all of them.
     actor_decay_updates: float = within(POSITIVE, 1e6)
+    # Of `actor_optimiser = rank1`, relative to the mean squared score.
+    actor_damping: float = within(POSITIVE, 0.1)
 
 
 @struct.dataclass
@@ -110,6 +116,7 @@ def value_of(config: Config) -> networks.Value:
 
 def make_iql(config: Config, spec: Spec) -> Agent:
     """Makes the agent for one structure and one `Spec`."""
+    check_choices("iql", config)
     actor, critic = actor_of(config, spec), critic_of(config)
     value = value_of(config)
 
@@ -128,7 +135,7 @@ def make_iql(config: Config, spec: Spec) -> Agent:
             value=value_params,
             # A copy: a donated state must not hold one buffer twice.
             target_critics=jax.tree.map(jnp.copy, critics),
-            actor_opt=optim.adam_init(actor_params),
+            actor_opt=optim.actor_init(config.actor_optimiser, actor_params),
             critic_opt=optim.adam_init(critics),
             value_opt=optim.adam_init(value_params),
             updates=jnp.zeros(()),
@@ -149,19 +156,21 @@ def make_iql(config: Config, spec: Spec) -> Agent:
         ]
         return jnp.asarray(sum(jnp.mean(jnp.square(q_i - target)) for q_i in q))
 
+    def policy_of(params: networks.Params, obs: Array) -> tuple[Array, Array]:
+        mean, log_std = networks.apply(actor, params, obs)
+        return jnp.tanh(mean), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
     def actor_loss(
         params: networks.Params, batch: Transitions, weight: Array
     ) -> tuple[Array, Array]:
-        mean, log_std = networks.apply(actor, params, batch.obs)
-        log_std = jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-        policy = distributions.normal(jnp.tanh(mean), log_std)
+        mean, log_std = policy_of(params, batch.obs)
+        policy = distributions.normal(mean, log_std)
         loss = -jnp.mean(weight * policy.log_prob(batch.action))
         return loss, jnp.mean(jnp.exp(log_std))
 
     def update(
         key: Key, state: State, batch: Transitions, hyper: Hyper
     ) -> tuple[State, Metrics]:
-        del key
         q = networks.smallest_q(critic, state.target_critics, batch.obs, batch.action)
 
         v_loss, grads = jax.value_and_grad(value_loss)(
@@ -180,8 +189,16 @@ def make_iql(config: Config, spec: Spec) -> Agent:
         )
         done = jnp.minimum(state.updates / hyper.actor_decay_updates, 1.0)
         actor_lr = hyper.actor_lr * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-        actor_params, actor_opt = optim.adam_step(
-            grads, state.actor_opt, state.actor, actor_lr
+        actor_params, actor_opt = optim.actor_step(
+            config.actor_optimiser,
+            key,
+            policy_of,
+            batch.obs,
+            grads,
+            state.actor_opt,
+            state.actor,
+            actor_lr,
+            hyper.actor_damping,
         )
 
         target = jax.vmap(losses.td_target, (0, 0, 0, None))(
@@ -216,8 +233,7 @@ def make_iql(config: Config, spec: Spec) -> Agent:
 
     def act(key: Key, state: State, obs: Array, hyper: Hyper) -> Array:
         del key, hyper
-        mean, _ = networks.apply(actor, state.actor, obs)
-        return jnp.tanh(mean)
+        return policy_of(state.actor, obs)[0]
 
     return Agent(init, act, (Phase("train", update),), config.batch_size)
 

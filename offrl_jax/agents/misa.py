@@ -115,6 +115,7 @@ class Config:
     automatic_alpha: bool = True
     obs_transform: str = "none"
     reward_transform: str = "none"
+    actor_optimiser: str = one_of(optim.ACTOR_OPTIMISERS, "adam")
 
 
 @struct.dataclass
@@ -136,6 +137,8 @@ class Hyper:
     critic_scale: float = within(POSITIVE, 1.0)
     # Of `lagrange`: 3 where the normaliser is the batch, see docs/algorithms/misa.md.
     gap: float = within(Range(-100.0, 100.0), 4.61)
+    # Of `actor_optimiser = rank1`, relative to the mean squared score.
+    actor_damping: float = within(POSITIVE, 0.1)
 
 
 @struct.dataclass
@@ -219,7 +222,7 @@ def make_misa(config: Config, spec: Spec) -> Agent:
             log_alpha=log_alpha,
             log_multiplier=log_multiplier,
             log_step=jnp.float32(math.log(FIRST_STEP)),
-            actor_opt=optim.adam_init(actor_params),
+            actor_opt=optim.actor_init(config.actor_optimiser, actor_params),
             critic_opt=optim.adam_init(critics),
             alpha_opt=optim.adam_init(log_alpha),
             multiplier_opt=optim.adam_init(log_multiplier),
@@ -382,8 +385,16 @@ def make_misa(config: Config, spec: Spec) -> Agent:
             actor_loss, has_aux=True
         )(policy, state, batch, noise, tilted, weight, hyper)
         (grads,) = pull_back(slope)
-        actor_params, actor_opt = optim.adam_step(
-            grads, state.actor_opt, state.actor, hyper.actor_lr
+        actor_params, actor_opt = optim.actor_step(
+            config.actor_optimiser,
+            actor_key,
+            policy_of,
+            batch.obs,
+            grads,
+            state.actor_opt,
+            state.actor,
+            hyper.actor_lr,
+            hyper.actor_damping,
         )
         metrics |= {
             "critic_loss": td_loss,
@@ -442,6 +453,11 @@ ENTRY = AgentEntry(
     make=make_misa,
     critic=critic_of,
     presets={
+        "rank1": Preset(
+            config={"actor_optimiser": "rank1"},
+            hyper={"actor_lr": 0.03},
+            source="ours: rank-1 natural gradients for the policy, untuned",
+        ),
         "quick": Preset(
             config={
                 "hidden": (64, 64),

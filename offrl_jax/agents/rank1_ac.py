@@ -47,6 +47,7 @@ from offrl_jax.agents.actor_critic import Experience
 from offrl_jax.agents.entry import (
     POSITIVE,
     AgentEntry,
+    Preset,
     check_choices,
     one_of,
     within,
@@ -164,4 +165,11 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_rank1_ac,
     on_policy=True,
+    presets={
+        "trust_region": Preset(
+            config={"step": "trust_region"},
+            hyper={"actor_lr": 1.0},
+            source="ours: the closed-form step, at most 1",
+        ),
+    },
 )

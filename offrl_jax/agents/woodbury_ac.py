@@ -27,6 +27,7 @@ from offrl_jax.agents.entry import (
     COUNT,
     POSITIVE,
     AgentEntry,
+    Preset,
     check_choices,
     one_of,
     within,
@@ -112,4 +113,11 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_woodbury_ac,
     on_policy=True,
+    presets={
+        "trust_region": Preset(
+            config={"step": "trust_region"},
+            hyper={"actor_lr": 1.0},
+            source="ours: the closed-form step, at most 1",
+        ),
+    },
 )

@@ -230,7 +230,7 @@ def wanted_jobs(
                         seed,
                         numbers,
                     )
-                    for seed in range(suite.seeds)
+                    for seed in range(suite.first_seed, suite.first_seed + suite.seeds)
                 )
         for (config, spec, _), members in groups.items():
             agent = entry.make(config, spec)
@@ -251,7 +251,7 @@ def wanted_jobs(
                     Job(
                         run_id="",
                         suite=suite.name,
-                        role="test",
+                        role=suite.role,
                         agent=label,
                         config=_plain_config(config),
                         members=tuple(members),

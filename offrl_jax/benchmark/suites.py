@@ -15,6 +15,9 @@ from typing import Any
 from offrl_jax.errors import UsageError, unknown_name
 
 ALL_AGENTS = "*"
+ROLES = ("test", "tune")
+FIRST_TUNING_SEED = 1000
+"""Seeds from here on are for choosing settings, those below for reporting them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +61,15 @@ class Suite:
       tasks: task ids.
       agents: names or `name@preset` labels; `*` is every registered agent.
       preset: appended to the agents that name none; empty for their defaults.
-      seeds: runs per agent, task and setting: seeds 0 .. seeds-1.
+      seeds: runs per agent, task and setting: `first_seed`, `first_seed + 1`, ...
       updates: of the policy phase.
       protocol: evaluation.
       pretraining_updates: of the phases before the policy phase, for agents that have
         such; 0 means a tenth of `updates`.
       settings: per agent name, named settings: `{agent: {setting: {name: value}}}`.
         An agent without an entry runs its default setting.
+      role: `test`, or `tune`: its runs choose settings, and no leaderboard counts them.
+      first_seed: tuning seeds must be other ones than those of the test.
     """
 
     name: str
@@ -79,8 +84,23 @@ class Suite:
         default_factory=dict
     )
     pretraining_updates: int = 0
+    role: str = "test"
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise unknown_name("role", self.role, ROLES)
+        if self.role == "tune" and self.first_seed < FIRST_TUNING_SEED:
+            raise UsageError(
+                f"first_seed is {self.first_seed}: a suite that tunes takes seeds from "
+                f"{FIRST_TUNING_SEED} on, which no test uses"
+            )
+        last = self.first_seed + self.seeds
+        if self.role == "test" and not 0 <= self.first_seed < last <= FIRST_TUNING_SEED:
+            raise UsageError(
+                f"seeds {self.first_seed} to {last - 1}: a test takes seeds from 0 to "
+                f"{FIRST_TUNING_SEED - 1}; later ones are for tuning"
+            )
         for name in ("seeds", "updates"):
             if getattr(self, name) < 1:
                 raise UsageError(
@@ -142,6 +162,8 @@ _KINDS = {
     "name": str,
     "description": str,
     "preset": str,
+    "role": str,
+    "first_seed": int,
 }
 
 
@@ -157,7 +179,8 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
                 f"suite file {path}: '{name}' must be of type {kind.__name__}, "
                 f"got {value!r}"
             )
-    missing = fields - set(table) - {"settings", "protocol", "pretraining_updates"}
+    optional = {"settings", "protocol", "pretraining_updates", "role", "first_seed"}
+    missing = fields - set(table) - optional
     if missing:
         raise UsageError(f"suite file {path}: '{sorted(missing)[0]}' is missing")
     protocol = table.pop("protocol", {})
