@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from offrl_jax.fisher.tree_algebra import Tree
+from offrl_jax.fisher.tree_algebra import Tree, wide
 from offrl_jax.types import Array
 
 LogProb = Callable[..., Array]
@@ -34,10 +34,12 @@ def per_sample_scores(log_prob: LogProb, params: Tree, *args: Tree) -> Tree:
 
 
 def flatten_scores(scores: Tree) -> Array:
-    """`[n, d]` of scores with leaves `[n, ...]`, ordered as `ravel_pytree` does."""
-    leaves = jax.tree.leaves(scores)
-    dtype = jnp.result_type(*leaves)
-    rows = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves]
+    """`[n, d]` of scores with leaves `[n, ...]`, ordered as `ravel_pytree` does.
+
+    In float32 or wider.
+    """
+    leaves = [wide(leaf) for leaf in jax.tree.leaves(scores)]
+    rows = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
     return jnp.concatenate(rows, axis=1)
 
 

@@ -218,7 +218,7 @@ def score_products(scores: Tree, gradient: Tree) -> tuple[Array, Array]:
         rows = wide(v).reshape(v.shape[0], -1)
         grams.append(jnp.matmul(rows, rows.T, precision=_EXACT))
         alongs.append(jnp.matmul(rows, wide(g).reshape(-1), precision=_EXACT))
-    return sum(grams[1:], start=grams[0]), sum(alongs[1:], start=alongs[0])
+    return tree_algebra.total(grams), tree_algebra.total(alongs)
 
 
 def woodbury_coefficients(scores: Tree, gradient: Tree, damping: Numeric) -> Array:
@@ -242,8 +242,8 @@ def remove_scores(scores: Tree, gradient: Tree, coefficients: Array) -> Tree:
     def remove(v: Array, g: Array) -> Array:
         rows = wide(v).reshape(v.shape[0], -1)
         weight = coefficients.astype(rows.dtype)
-        total = jnp.matmul(weight, rows, precision=_EXACT).reshape(g.shape)
-        return (wide(g) - total).astype(g.dtype)
+        along = jnp.matmul(weight, rows, precision=_EXACT).reshape(g.shape)
+        return (wide(g) - along).astype(g.dtype)
 
     return jax.tree.map(remove, scores, gradient)
 

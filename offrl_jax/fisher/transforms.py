@@ -269,7 +269,7 @@ def _transformation(
             aligned.append(cos2)
             quadratic.append(form)
         emitted = tree_algebra.put_blocks(updates, blocks, parts)
-        form = sum(quadratic[1:], start=quadratic[0])
+        form = tree_algebra.total(quadratic)
         step = jnp.ones_like(form)
         if kl is not None:
             step = trust_region_rate(kl, largest_step, form)
@@ -281,13 +281,13 @@ def _transformation(
             count=count,
             score_average=average,
             damping=lam,
-            cos2=sum(aligned[1:], start=aligned[0]) / length,
-            removed=sum(taken[1:], start=taken[0]) / length,
+            cos2=tree_algebra.total(aligned) / length,
+            removed=tree_algebra.total(taken) / length,
             score_norm2=jnp.sum(sizes),
             step=step,
             predicted_kl=0.5 * jnp.square(step) * form,
         )
-        floats = jax.tree.map(lambda x: x.astype(jnp.float32), new._replace(count=0.0))
+        floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), new)
         return emitted, floats._replace(count=count)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -23,14 +23,23 @@ BLOCKS = ("all", "layer", "leaf")
 
 def wide(leaf: Array) -> Array:
     """`leaf` in float32, or in its own dtype if that is wider."""
-    return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+    # Not by `jnp.promote_types`: strict promotion refuses it bfloat16 and float64.
+    return leaf if leaf.dtype.itemsize >= 4 else leaf.astype(jnp.float32)
+
+
+def total(numbers: Sequence[Array]) -> Array:
+    """Sum of one or more arrays of equal shape."""
+    result = numbers[0]
+    for number in numbers[1:]:
+        result = result + number
+    return result
 
 
 def inner(left: Tree, right: Tree) -> Array:
     """Inner product of two trees of equal structure, `[]`, float32 or wider."""
     products = jax.tree.map(lambda x, y: jnp.sum(wide(x) * wide(y)), left, right)
     leaves = jax.tree.leaves(products)
-    return sum(leaves[1:], start=leaves[0]) if leaves else jnp.zeros(())
+    return total(leaves) if leaves else jnp.zeros(())
 
 
 def norm2(tree: Tree) -> Array:
@@ -42,8 +51,8 @@ def add_scaled(tree: Tree, scale: Array, direction: Tree) -> Tree:
     """`tree + scale * direction`, in the dtypes of `tree`; `scale` is `[]`."""
 
     def add(x: Array, d: Array) -> Array:
-        total = wide(x) + scale.astype(wide(x).dtype) * wide(d)
-        return total.astype(x.dtype)
+        moved = wide(x) + scale.astype(wide(x).dtype) * wide(d)
+        return moved.astype(x.dtype)
 
     return jax.tree.map(add, tree, direction)
 
