@@ -106,11 +106,16 @@ def _named(tree: Tree) -> list[str]:
     ]
 
 
+def _leaf(path: str, name: str) -> str:
+    """Path of a parameter of a layer; a model that is one layer has the path ""."""
+    return f"{path}/{name}" if path else name
+
+
 def _free(params: Tree, trace: _Trace) -> list[int]:
     """Numbers of the leaves that belong to no Dense layer."""
     names = _named(params)
-    owned = {f"{path}/kernel" for path in trace.biased}
-    owned |= {f"{path}/bias" for path, biased in trace.biased.items() if biased}
+    owned = {_leaf(path, "kernel") for path in trace.biased}
+    owned |= {_leaf(path, "bias") for path, biased in trace.biased.items() if biased}
     if absent := sorted(owned - set(names)):
         raise ValueError(
             f"no parameters for {absent}: K-FAC needs one flax variable tree, "
@@ -262,14 +267,14 @@ def kfac_direction(gradient: Tree, factors: KFACFactors, damping: Numeric) -> Tr
     place = {name: index for index, name in enumerate(_named(gradient))}
     covered = set(factors.diagonal)
     for path in factors.dense:
-        covered |= {f"{path}/kernel", f"{path}/bias"} & set(place)
+        covered |= {_leaf(path, "kernel"), _leaf(path, "bias")} & set(place)
     if covered != set(place):
         raise ValueError(
             f"factors cover {sorted(covered)}, the gradient has {sorted(place)}"
         )
     for path, (a, g) in factors.dense.items():
-        kernel = place[f"{path}/kernel"]
-        bias = place.get(f"{path}/bias")
+        kernel = place[_leaf(path, "kernel")]
+        bias = place.get(_leaf(path, "bias"))
         weights = leaves[kernel]
         if bias is not None:
             weights = jnp.concatenate([weights, leaves[bias][None, :]], axis=0)
