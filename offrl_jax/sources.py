@@ -7,6 +7,7 @@ the rollouts of a learned model or an on-policy collector have the same two func
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offrl_jax.envs.base import PureEnv
+from offrl_jax.envs.base import PureEnv, renew
 from offrl_jax.types import (
     Array,
     Collection,
@@ -185,7 +186,6 @@ def on_policy_collector(env: PureEnv, collection: Collection) -> Source:
       multiple of E.
     """
     count = collection.environments
-    restart = env.restart or _restart_by_reset(env)
 
     def init(key: Key) -> Collected:
         return Collected(*jax.vmap(env.reset)(jax.random.split(key, count)))
@@ -208,7 +208,8 @@ def on_policy_collector(env: PureEnv, collection: Collection) -> Source:
             after, seen = jax.vmap(env.step)(now.env, jnp.clip(action, -1.0, 1.0))
             over = seen.terminated | seen.truncated
             keys = jax.random.split(reset_key, count)
-            state, obs = jax.vmap(restart)(over, keys, after, seen.obs)
+            begin = jax.vmap(functools.partial(renew, env))
+            state, obs = begin(keys, after, seen.obs, over)
             transition = Transitions(
                 obs=now.obs,
                 action=action,
@@ -234,16 +235,6 @@ def on_policy_collector(env: PureEnv, collection: Collection) -> Source:
         return after, flat
 
     return Source(init, collect)
-
-
-def _restart_by_reset(env: PureEnv) -> Any:
-    def restart(over: Array, key: Key, state: Any, obs: Array) -> tuple[Any, Array]:
-        fresh = env.reset(key)
-        return jax.tree.map(
-            lambda new, old: jnp.where(over, new, old), fresh, (state, obs)
-        )
-
-    return restart
 
 
 def no_data(spec: Spec, tasks: int = 1) -> DataTable:

@@ -126,17 +126,15 @@ def test_a_rollout_is_whole_steps_of_all_environments():
         collect(30, 4, 1)
 
 
-def test_restart_takes_the_place_of_reset():
-    """An environment's own `restart` is used, and asked only where it matters."""
-
-    def restart(over, key, state, obs):
+def test_an_environments_own_renewal_is_used():
+    def renewed(key, state, obs, over):
         del key
         fresh = Counter(jnp.float32(0.25), jnp.int32(0), jnp.array(True))
         return jax.tree.map(
             lambda a, b: jnp.where(over, a, b), (fresh, _observe(fresh)), (state, obs)
         )
 
-    (batch,) = collect(80, 4, 1, COUNTING._replace(restart=restart))
+    (batch,) = collect(80, 4, 1, COUNTING._replace(renew=renewed))
     # The first episodes are drawn; all later ones begin as told.
     later = batch.obs[10:]
     assert np.all(later[..., 0] == 0.25)

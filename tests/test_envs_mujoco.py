@@ -12,12 +12,23 @@ import numpy as np
 import pytest
 
 from offrl_jax import envs
+from offrl_jax.envs import mujoco_bodies
 from offrl_jax.envs.base import PureEnv
 from offrl_jax.envs.mujoco import MujocoEnv, _load_model, available_cores
 from offrl_jax.envs.mujoco_bodies import BODIES
 from offrl_jax.errors import UsageError
 
-V5 = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+V5 = (
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "Humanoid-v5",
+    "Pusher-v5",
+    "Swimmer-v5",
+    "Walker2d-v5",
+)
+ENDLESS = ("HalfCheetah-v5", "Pusher-v5", "Swimmer-v5")
+# What Gymnasium's actions are beyond ours, in the precision of its action space.
+SCALE = {"Humanoid-v5": np.float32(0.4), "Pusher-v5": np.float32(2.0)}
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +62,17 @@ def test_whole_episodes_are_gymnasiums_bits(name: str, dtype: type):
     np.testing.assert_array_equal(env.reset(seeds), np.float32(starts))
     active, steps = np.ones(len(seeds), bool), 0
     # Small actions keep the walkers up for longer than random falling.
-    plan = actions(env, len(seeds), 1000, 1.0 if name == V5[0] else 0.2)
+    horizon = env.spec.horizon
+    plan = actions(env, len(seeds), horizon, 1.0 if name in ENDLESS else 0.2)
+    # The body scales by a Python float, which takes the precision of the action.
+    scale = dtype(env._engine.body.control_scale)
+    assert np.float32(scale) == SCALE.get(name, 1)
     for action in plan.astype(dtype):
         got = env.step(action, active)
         assert got.reward.dtype == np.float64 and got.obs.dtype == np.float32
         assert not got.success.any()
         for i in np.flatnonzero(active):
-            obs, *rest, _ = references[i].step(action[i])
+            obs, *rest, _ = references[i].step(scale * action[i])
             np.testing.assert_array_equal(got.obs[i], np.float32(obs))
             assert rest == [got.reward[i], got.terminated[i], got.truncated[i]]
             steps += 1
@@ -65,7 +80,7 @@ def test_whole_episodes_are_gymnasiums_bits(name: str, dtype: type):
         if not active.any():
             break
     assert not active.any()
-    assert steps == 3000 if name == V5[0] else steps > 100
+    assert steps == 3 * horizon if name in ENDLESS else steps > 100
     env.close()
 
 
@@ -76,8 +91,10 @@ def test_specs_are_gymnasiums(name: str):
     assert (spec.action_dim,) == reference.action_space.shape
     assert reference.spec is not None
     assert spec.horizon == reference.spec.max_episode_steps
-    np.testing.assert_array_equal(reference.action_space.low, -1.0)  # pyright: ignore
-    np.testing.assert_array_equal(reference.action_space.high, 1.0)  # pyright: ignore
+    scale = SCALE.get(name, np.float32(1))
+    np.testing.assert_array_equal(reference.action_space.low, -scale)  # pyright: ignore
+    np.testing.assert_array_equal(reference.action_space.high, scale)  # pyright: ignore
+    assert np.float32(BODIES[f"mujoco/{name}"].control_scale) == scale
 
 
 @pytest.mark.parametrize("env_id", BODIES)
@@ -198,7 +215,7 @@ class TestSafetyHalfCheetah:
         plain.close()
 
 
-@pytest.mark.parametrize("name", ["Hopper-v5", "Walker2d-v5"])
+@pytest.mark.parametrize("name", ["Hopper-v5", "Humanoid-v5", "Walker2d-v5"])
 def test_health_at_every_bound_is_gymnasiums(name: str):
     """Each coordinate in turn at, just below and just above every bound there is."""
     reference, body = gymnasium.make(name).unwrapped, BODIES[f"mujoco/{name}"]
@@ -208,12 +225,12 @@ def test_health_at_every_bound_is_gymnasiums(name: str):
     upright = reference.init_qpos, reference.init_qvel  # pyright: ignore
     nq = len(upright[0])
     verdicts = []
-    for coordinate in range(2 * nq):
+    for coordinate in range(sum(map(len, upright))):
         for value in np.concatenate(values):
             state = np.concatenate(upright)
             state[coordinate] = value
             # Not `set_state`: MuJoCo would complain of the stranger ones.
-            reference.data.qpos[:], reference.data.qvel[:] = np.split(state, 2)  # pyright: ignore
+            reference.data.qpos[:], reference.data.qvel[:] = np.split(state, [nq])  # pyright: ignore
             assert body.healthy is not None
             (ours,) = body.healthy(state[None, :nq], state[None, nq:])
             assert ours == reference.is_healthy, (coordinate, value)  # pyright: ignore
@@ -234,6 +251,33 @@ def test_model_is_gymnasiums_bit_for_bit(name: str):
             compared += 1
     assert compared > 100
     assert ours.opt.timestep == theirs.opt.timestep
+
+
+def test_the_pusher_sees_the_right_bodies():
+    model = gymnasium.make("Pusher-v5").unwrapped.model  # pyright: ignore
+    seen = (mujoco_bodies._TIP, mujoco_bodies._OBJECT, mujoco_bodies._GOAL)
+    assert [model.body(i).name for i in seen] == ["tips_arm", "object", "goal"]
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "Humanoid-v5"])
+def test_nan_action_is_gymnasiums_without_the_log(name: str, tmp_path: Path):
+    """A control of zeros for the simulator, a NaN in the reward."""
+    env, on = MujocoEnv(f"mujoco/{name}", threads=1), np.array([True])
+    env.reset(np.array([0]))
+    action = np.full((1, env.spec.action_dim), 0.5)
+    action[0, 1] = np.nan
+    ours = [env.step(action, on), env.step(np.ones_like(action), on)]
+    env.close()
+    assert list(tmp_path.iterdir()) == []
+    reference = gymnasium.make(name)
+    reference.reset(seed=0)
+    scale = SCALE.get(name, np.float32(1))
+    for got, drive in zip(ours, (action[0], np.ones(len(action[0]))), strict=True):
+        # Not through the wrappers, which warn of NaN.
+        obs, reward, *_ = reference.unwrapped.step(np.float32(drive) * scale)
+        np.testing.assert_array_equal(got.obs[0], np.float32(obs))
+        np.testing.assert_allclose(got.reward[0], reward, rtol=1e-6)
+    assert np.isnan(ours[0].reward[0]) and not np.isnan(ours[1].reward[0])
 
 
 def test_loading_says_nothing_and_leaves_no_file(tmp_path: Path):

@@ -18,15 +18,24 @@ from offrl_jax.envs import (
     pendulum,
     point_maze,
 )
-from offrl_jax.envs.base import HostEnv, PureEnv, TimeStep
+from offrl_jax.envs.base import HostEnv, PureEnv, TimeStep, renew
 from offrl_jax.envs.mujoco_bodies import BODIES
 from offrl_jax.envs.ogbench_specs import ENVIRONMENTS as OGBENCH
 from offrl_jax.envs.ogbench_specs import IDS as OGBENCH_IDS
 from offrl_jax.envs.ogbench_specs import PREFIX as OGBENCH_PREFIX
-from offrl_jax.errors import unknown_name
+from offrl_jax.errors import UsageError, unknown_name
 from offrl_jax.types import Spec
 
-__all__ = ["HostEnv", "PureEnv", "TimeStep", "known", "make", "spec_of"]
+__all__ = [
+    "HostEnv",
+    "PureEnv",
+    "TimeStep",
+    "known",
+    "make",
+    "make_pure",
+    "renew",
+    "spec_of",
+]
 
 _PURE: dict[str, Callable[[], PureEnv]] = {
     pendulum.NAME: pendulum.make,
@@ -74,6 +83,30 @@ def make(env_id: str) -> PureEnv | HostEnv:
         from offrl_jax.envs.gymnasium_bridge import GymnasiumEnv
 
         return GymnasiumEnv(env_id.removeprefix(_BRIDGE))
+    raise unknown_name("environment", env_id, known())
+
+
+def make_pure(env_id: str) -> PureEnv:
+    """Makes the environment of that id as pure functions, to be stepped inside `jit`.
+
+    Args:
+      env_id: one of `known()`.  MuJoCo bodies are simulated on the host all the same,
+        one callback per step of a batch; see `offrl_jax.envs.mujoco_pure`.
+
+    Raises:
+      UsageError: the id is unknown, or that environment has no pure form.
+    """
+    if env_id in _PURE:
+        return _PURE[env_id]()
+    if env_id in BODIES:
+        from offrl_jax.envs.mujoco_pure import as_pure
+
+        return as_pure(env_id)
+    if env_id.startswith(_BRIDGE) or env_id in OGBENCH_IDS:
+        raise UsageError(
+            f"environment '{env_id}' cannot be stepped inside a compiled program; "
+            f"those that can: {', '.join(known())}"
+        )
     raise unknown_name("environment", env_id, known())
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from offrl_jax.types import Array, Key, Spec
@@ -43,9 +45,8 @@ class PureEnv(NamedTuple):
       reset: `key -> (state, obs [O])`; all randomness of an episode comes from `key`.
       step: `(state, action [A]) -> (state, TimeStep)`.
       has_success: whether `TimeStep.success` means anything.
-      restart: `(over [], key, state, obs [O]) -> (state, obs)`: a fresh episode where
-        `over`, else the given one; for environments whose `reset` is dear.  None:
-        `reset` is called every time.
+      renew: as the function `renew`, where a fresh episode costs more than a few
+        operations; None elsewhere.
     """
 
     name: str
@@ -53,7 +54,28 @@ class PureEnv(NamedTuple):
     reset: Callable[[Key], tuple[Any, Array]]
     step: Callable[[Any, Array], tuple[Any, TimeStep]]
     has_success: bool = False
-    restart: Callable[[Array, Key, Any, Array], tuple[Any, Array]] | None = None
+    renew: Callable[[Key, Any, Array, Array], tuple[Any, Array]] | None = None
+
+
+def renew(
+    env: PureEnv, key: Key, state: Any, obs: Array, over: Array
+) -> tuple[Any, Array]:
+    """Begins a fresh episode where the last one is over, for endless collection.
+
+    Args:
+      env: the environment.
+      key: all randomness of the fresh episode.
+      state: the episode after its last step.
+      obs: `[O]`, its last observation.
+      over: `[]`, bool, whether it terminated or was truncated.
+
+    Returns:
+      State and observation of `env.reset(key)` where `over`, else those given.
+    """
+    if env.renew is not None:
+        return env.renew(key, state, obs, over)
+    fresh = env.reset(key)
+    return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, (state, obs))
 
 
 class HostEnv(Protocol):
