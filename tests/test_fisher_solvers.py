@@ -49,7 +49,7 @@ def spd(size: int, seed: int, condition: float = 1e3) -> np.ndarray:
 # The solver.
 
 
-@pytest.mark.parametrize("size", [1, 12])
+@pytest.mark.parametrize("size", [1, 12, 32, 75])
 def test_solve_spd_against_lapack(size):
     matrix, rng = spd(size, size), np.random.default_rng(size + 1)
     for shape in ((size,), (size, 5)):

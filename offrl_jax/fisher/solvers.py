@@ -10,6 +10,7 @@ F is symmetric, so all directions work on gradients of a loss or of an objective
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,24 @@ Numeric = Array | float
 _EXACT = jax.lax.Precision.HIGHEST
 
 
+# Columns that are worked on one by one; what is between blocks is matrix products.
+_BLOCK = 32
+
+
+class _Factor(NamedTuple):
+    """A block of columns of the Cholesky factor L: what stands on and below it.
+
+    Attributes:
+      inverse: `[b, b]`, of the diagonal block of L.
+      below: `[rest, b]`, L under it.
+    """
+
+    inverse: Array
+    below: Array
+
+
 def _cholesky(matrix: Array) -> Array:
-    """Lower triangular `L` with `L L^T = matrix`, `[d, d]`, column by column."""
+    """Lower triangular `L` with `L L^T = matrix`, `[b, b]`, column by column."""
     rows = jnp.arange(matrix.shape[0])
 
     def fill(j: Array, lower: Array) -> Array:
@@ -40,22 +57,34 @@ def _cholesky(matrix: Array) -> Array:
     return jax.lax.fori_loop(0, matrix.shape[0], fill, jnp.zeros_like(matrix))
 
 
-def _substitute(lower: Array, rhs: Array, upwards: bool) -> Array:
-    """`L^-1 rhs`, or `L^-T rhs` from the last row up; `[d, d], [d, m] -> [d, m]`."""
+def _inverse(lower: Array) -> Array:
+    """`L^-1` of a lower triangular matrix `[b, b]`, row by row."""
     size = lower.shape[0]
+    identity = jnp.eye(size, dtype=lower.dtype)
 
-    def fill(step: Array, solution: Array) -> Array:
-        j = size - 1 - step if upwards else step
-        axis = 1 if upwards else 0
-        row = jax.lax.dynamic_index_in_dim(lower, j, axis, keepdims=False)
+    def fill(j: Array, solution: Array) -> Array:
+        row = jax.lax.dynamic_index_in_dim(lower, j, 0, keepdims=False)
         pivot = jax.lax.dynamic_index_in_dim(row, j, 0, keepdims=False)
         known = jnp.matmul(row, solution, precision=_EXACT)
-        value = jax.lax.dynamic_index_in_dim(rhs, j, 0, keepdims=False) - known
+        value = jax.lax.dynamic_index_in_dim(identity, j, 0, keepdims=False) - known
         return jax.lax.dynamic_update_slice_in_dim(
             solution, (value / pivot)[None, :], j, axis=0
         )
 
-    return jax.lax.fori_loop(0, size, fill, jnp.zeros_like(rhs))
+    return jax.lax.fori_loop(0, size, fill, jnp.zeros_like(lower))
+
+
+def _factors(matrix: Array) -> list[_Factor]:
+    """The Cholesky factor by blocks of columns (right-looking)."""
+    found = []
+    rest = matrix
+    while rest.shape[0]:
+        width = min(_BLOCK, rest.shape[0])
+        inverse = _inverse(_cholesky(rest[:width, :width]))
+        below = jnp.matmul(rest[width:, :width], inverse.T, precision=_EXACT)
+        rest = rest[width:, width:] - jnp.matmul(below, below.T, precision=_EXACT)
+        found.append(_Factor(inverse, below))
+    return found
 
 
 def solve_spd(matrix: Array, rhs: Array) -> Array:
@@ -78,9 +107,19 @@ def solve_spd(matrix: Array, rhs: Array) -> Array:
     size = matrix.shape[0]
     if matrix.shape != (size, size) or rhs.ndim > 2 or rhs.shape[:1] != (size,):
         raise ValueError(f"no system: matrix {matrix.shape}, right side {rhs.shape}")
-    lower = _cholesky(matrix)
-    columns = rhs if rhs.ndim == 2 else rhs[:, None]
-    solution = _substitute(lower, _substitute(lower, columns, False), True)
+    factors = _factors(matrix)
+    rest = rhs if rhs.ndim == 2 else rhs[:, None]
+    forward = []
+    for factor in factors:
+        width = factor.inverse.shape[0]
+        forward.append(jnp.matmul(factor.inverse, rest[:width], precision=_EXACT))
+        known = jnp.matmul(factor.below, forward[-1], precision=_EXACT)
+        rest = rest[width:] - known
+    solution = rest  # no rows yet
+    for factor, part in zip(reversed(factors), reversed(forward), strict=True):
+        known = jnp.matmul(factor.below.T, solution, precision=_EXACT)
+        first = jnp.matmul(factor.inverse.T, part - known, precision=_EXACT)
+        solution = jnp.concatenate([first, solution])
     return solution.reshape(rhs.shape)
 
 
