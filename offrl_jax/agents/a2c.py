@@ -93,16 +93,16 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_a2c,
     on_policy=True,
-    presets={
-        "sgd": Preset(
+    presets=actor_critic.presets(
+        sgd=Preset(
             config={"optimiser": "sgd"},
             hyper={"actor_lr": 0.1},
-            source="ours: the plain policy gradient",
+            source="ours: the plain policy gradient; else as quick",
         ),
-        "normalised_sgd": Preset(
+        normalised_sgd=Preset(
             config={"optimiser": "normalised_sgd"},
-            hyper={"actor_lr": 0.1},
-            source="ours: steps of equal length",
+            hyper={"actor_lr": 0.03},
+            source="ours: steps of equal length; else as quick",
         ),
-    },
+    ),
 )

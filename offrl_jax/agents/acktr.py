@@ -94,4 +94,5 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_acktr,
     on_policy=True,
+    presets=actor_critic.presets(),
 )

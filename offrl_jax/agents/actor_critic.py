@@ -31,7 +31,15 @@ from flax import struct
 
 from offrl_jax import distributions, networks
 from offrl_jax.agents import optim
-from offrl_jax.agents.entry import COUNT, NON_NEGATIVE, POSITIVE, UNIT, Range, within
+from offrl_jax.agents.entry import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    Preset,
+    Range,
+    within,
+)
 from offrl_jax.types import (
     Agent,
     Array,
@@ -93,6 +101,38 @@ class Hyper:
     entropy: float = within(NON_NEGATIVE, 0.0)
     reward_scale: float = within(POSITIVE, 1.0)
     log_std: float = within(Range(low=-10.0, high=2.0), -0.5)
+
+
+def presets(**more: Preset) -> dict[str, Preset]:
+    """The presets that all on-policy agents have, and `more` of one agent's own.
+
+    Critic, network and rollouts are the same for all, so that agents differ by how
+    their policies move; a preset of an agent's own goes over `quick`.
+    """
+    quick = Preset(
+        config={"hidden": (16, 16), "critic_epochs": 4, "critic_batches": 4},
+        hyper={"critic_lr": 3e-3, "reward_scale": 0.1},
+        source="ours: classic control on two CPU cores",
+    )
+    mujoco = Preset(
+        config={
+            "hidden": (64, 64),
+            "environments": 8,
+            "steps": 256,
+            "critic_epochs": 5,
+            "critic_batches": 16,
+            "normalise_obs": True,
+        },
+        hyper={"reward_scale": 0.1},
+        source="ours: rollouts of 2,048 steps, observations standardised",
+    )
+    over = {
+        name: Preset(
+            {**quick.config, **one.config}, {**quick.hyper, **one.hyper}, one.source
+        )
+        for name, one in more.items()
+    }
+    return {"quick": quick, "mujoco": mujoco, **over}
 
 
 class Moments(NamedTuple):

@@ -86,4 +86,5 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_npg_full,
     on_policy=True,
+    presets=actor_critic.presets(),
 )

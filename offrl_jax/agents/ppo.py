@@ -98,4 +98,5 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_ppo,
     on_policy=True,
+    presets=actor_critic.presets(),
 )

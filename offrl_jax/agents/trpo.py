@@ -125,4 +125,5 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_trpo,
     on_policy=True,
+    presets=actor_critic.presets(),
 )

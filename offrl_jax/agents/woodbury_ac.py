@@ -113,11 +113,11 @@ ENTRY = AgentEntry(
     hyper=Hyper,
     make=make_woodbury_ac,
     on_policy=True,
-    presets={
-        "trust_region": Preset(
+    presets=actor_critic.presets(
+        trust_region=Preset(
             config={"step": "trust_region"},
             hyper={"actor_lr": 1.0},
-            source="ours: the closed-form step, at most 1",
+            source="ours: the closed-form step, at most 1; else as quick",
         ),
-    },
+    ),
 )

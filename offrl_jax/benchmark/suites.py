@@ -7,6 +7,7 @@ A suite is a TOML file; the ones that ship with the project are `quick`, `classi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,6 +156,7 @@ _KINDS = {
     "tasks": list,
     "agents": list,
     "settings": dict,
+    "grids": dict,
     "protocol": dict,
     "seeds": int,
     "updates": int,
@@ -171,7 +173,7 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
     table = {"name": path.stem, "description": "", "preset": "", **table}
     fields = {field.name for field in dataclasses.fields(Suite)}
     for name, value in table.items():
-        if name not in fields:
+        if name not in fields | {"grids"}:
             raise unknown_name(f"entry in suite file {path}:", name, fields)
         kind = _KINDS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -179,6 +181,9 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
                 f"suite file {path}: '{name}' must be of type {kind.__name__}, "
                 f"got {value!r}"
             )
+    if "grids" in table:
+        table["settings"] = _with_grids(path, table)
+        del table["grids"]
     optional = {"settings", "protocol", "pretraining_updates", "role", "first_seed"}
     missing = fields - set(table) - optional
     if missing:
@@ -207,6 +212,38 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
             )
     lists = {name: tuple(table.pop(name)) for name in ("tasks", "agents")}
     return Suite(protocol=Protocol(**protocol), **lists, **table)
+
+
+def _with_grids(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a suite file, and those that its grids stand for.
+
+    `[grids.AGENT.NAME]` holds a list of alternatives per entry; every combination is a
+    setting, called NAME and after the entries that have several.
+    """
+    settings = {
+        agent: dict(named) for agent, named in table.get("settings", {}).items()
+    }
+    for agent, grids in table["grids"].items():
+        if not _is_table_of_tables(grids):
+            raise UsageError(
+                f"suite file {path}: [grids.{agent}] must hold tables, such as "
+                f"[grids.{agent}.mine]"
+            )
+        for title, grid in grids.items():
+            for entry, values in grid.items():
+                if not isinstance(values, list) or not values:
+                    raise UsageError(
+                        f"suite file {path}: '{entry}' of [grids.{agent}.{title}] must "
+                        f"be a list of alternatives, got {values!r}"
+                    )
+            for chosen in itertools.product(*grid.values()):
+                values = dict(zip(grid, chosen, strict=True))
+                varied = [f"{k}={v}" for k, v in values.items() if len(grid[k]) > 1]
+                name = ",".join([title, *varied])
+                if name in settings.setdefault(agent, {}):
+                    raise UsageError(f"suite file {path}: two settings '{name}'")
+                settings[agent][name] = values
+    return settings
 
 
 def _is_table_of_tables(value: object) -> bool:

@@ -150,6 +150,9 @@ def run_and_draw(
         return 130
     for line in outcome.failed:
         print(f"offrl: {line}", file=sys.stderr)
+    if suite.role == "tune":
+        print(f"no leaderboard counts runs that tune; rows: {folder}/rows/*.jsonl")
+        return 1 if outcome.failed or outcome.busy else 0
     # On the CPU, as `offrl leaderboard` does: the same rows, the same digits.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         board = leaderboard.build(folder)
