@@ -140,6 +140,17 @@ def test_pseudo_likelihood_score():
     close(ravel_pytree(got)[0], ravel_pytree(jax.grad(log_prob)(params))[0], 1e-4)
 
 
+def test_squashing_does_not_change_the_score():
+    """The slope of tanh does not depend on the parameters, for a fixed action."""
+    params, before = start(2 * ACTIONS), jnp.float32([0.7, -1.4])
+
+    def squashed(p):
+        return distributions.tanh_normal_log_prob(*gaussian(p, X[0]), before)
+
+    want = jax.grad(gaussian_log_prob)(params, X[0], before)
+    close(ravel_pytree(jax.grad(squashed)(params))[0], ravel_pytree(want)[0], 1e-5)
+
+
 # Matrices.
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -330,3 +333,14 @@ def test_misuse_is_told():
     region = fisher.scale_by_trust_region(0.1)
     with pytest.raises(ValueError, match="needs the gradient"):
         region.update(G, region.init(G))
+
+
+def test_example_of_the_documentation():
+    """It runs as printed and learns; and the model's own labels keep cos2 small."""
+    page = Path(__file__).parent.parent / "docs" / "fisher.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    names: dict = {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        exec(block, names)
+    assert float(names["accuracy"]) > 0.97
+    assert 0.001 < float(jnp.mean(names["seen"]["removed"])) < 0.15

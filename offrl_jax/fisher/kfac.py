@@ -165,7 +165,7 @@ def kfac_factors(
     outputs, pull_back, layer_inputs = jax.vjp(perturbed, zeros, has_aux=True)
 
     def outcome(key: Key) -> tuple[dict[str, Array], list[Array]]:
-        y = jax.lax.stop_gradient(sample(key, outputs))
+        y = sample(key, outputs)
         slope = jax.grad(lambda out: jnp.sum(log_prob(out, y)))(outputs)
         (gradients,) = pull_back(slope)
         moments = {path: _moment(g) for path, g in gradients.items()}

@@ -165,8 +165,6 @@ def monte_carlo_fisher(
 
     def one(key: Key) -> Array:
         y = jax.vmap(sample, (0, None, 0))(jax.random.split(key, n), params, x)
-        # Sampling by reparameterisation must not lend the score a path through y.
-        y = jax.lax.stop_gradient(y)
         return flatten_scores(per_sample_scores(log_prob, params, x, y))
 
     scores = jax.vmap(one)(jax.random.split(key, samples))
