@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offrl_jax.envs.base import PureEnv, TimeStep
-from offrl_jax.envs.host_calls import batched_callback
+from offrl_jax.envs.host_calls import Row, batched_callback
 from offrl_jax.envs.mujoco import Cell, Engine, mujoco
 from offrl_jax.errors import OffrlError
 from offrl_jax.types import Array, Key
@@ -115,7 +115,7 @@ class Simulation:
           OffrlError: the simulator failed.
         """
         engine = self._engine
-        before = np.ascontiguousarray(bits).view(np.float64)
+        before = bits.view(np.float64)
         control, drive = engine.controls(action)
 
         def advance(cell: Cell, i: int) -> None:
@@ -159,12 +159,16 @@ class Simulation:
 def pure_from(simulation: Simulation, env_id: str) -> PureEnv:
     """The pure functions over a simulation; see `as_pure`."""
     spec = simulation.spec
-    bits = jax.ShapeDtypeStruct((simulation.words,), jnp.uint32)
-    obs = jax.ShapeDtypeStruct((spec.obs_dim,), jnp.float32)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    flag = jax.ShapeDtypeStruct((), jnp.bool_)
-    begin = batched_callback(simulation.begin, (bits, obs))
-    advance = batched_callback(simulation.step, (bits, obs, scalar, flag))
+    bits, seed = Row((simulation.words,), jnp.uint32), Row((), jnp.uint32)
+    obs, action = (
+        Row((spec.obs_dim,), jnp.float32),
+        Row((spec.action_dim,), jnp.float32),
+    )
+    reward, flag = Row((), jnp.float32), Row((), jnp.bool_)
+    begin = batched_callback(simulation.begin, (seed, flag), (bits, obs))
+    advance = batched_callback(
+        simulation.step, (bits, action), (bits, obs, reward, flag)
+    )
 
     def reset(key: Key) -> tuple[MujocoState, Array]:
         """The episode of `MujocoEnv.reset` for a seed of 32 bits drawn from the key."""
