@@ -58,7 +58,9 @@ def test_whole_episodes_are_those_of_mujoco_env(env_id: str):
     (state, obs), keys = started(env, n)
     seeds = np.asarray(jax.vmap(jax.random.bits)(keys))
     np.testing.assert_array_equal(obs, host.reset(seeds))
-    steps = env.spec.horizon
+    # Those that can fall have done so after 150 steps.
+    whole = ("mujoco/HalfCheetah-v5", "mujoco/Pusher-v5")
+    steps = env.spec.horizon if env_id in whole else 150
     actions = draw(env, steps, n, scale=0.3)
     last, got = play(env, state, actions)
     assert got.reward.dtype == got.obs.dtype == jnp.float32
@@ -75,10 +77,13 @@ def test_whole_episodes_are_those_of_mujoco_env(env_id: str):
         active &= ~(want.terminated | want.truncated)
         if not active.any():
             break
-    assert not active.any()
-    assert compared > 60 if BODIES[env_id].healthy else compared == n * steps
+    if BODIES[env_id].healthy:
+        assert not active.any() and compared > 60
+    else:
+        assert compared == n * steps
     np.testing.assert_array_equal(last.t, steps)
-    assert not got.truncated[:-1].any() and got.truncated[-1].all()
+    assert not got.truncated[:-1].any()
+    assert got.truncated[-1].all() == (env_id in whole)
     host.close()
 
 
@@ -90,7 +95,7 @@ def test_an_episode_is_gymnasiums(name: str):
     shown, _ = reference.reset(seed=int(jax.random.bits(key)))
     np.testing.assert_array_equal(obs, np.float32(shown))
     step, scale = jax.jit(env.step), np.float32(BODIES[env.name].control_scale)
-    for t, action in enumerate(draw(env, 1000, scale=0.2)):
+    for action in draw(env, 1000, scale=0.2):
         state, got = step(state, action)
         shown, reward, terminated, truncated, _ = reference.step(
             scale * np.asarray(action)
@@ -100,7 +105,7 @@ def test_an_episode_is_gymnasiums(name: str):
         assert got.terminated == terminated and got.truncated == truncated
         if terminated:
             break
-    assert terminated and t > 15
+    assert terminated and state.t > 15
 
 
 class Counting(Simulation):
@@ -213,9 +218,11 @@ class TestRenew:
         state, _ = play(env, state, draw(env, 3, 4))
         keys = jax.random.split(jax.random.key(7), 4)
         over = jnp.array([False, True, False, True])
+        placed, place = [], simulation._engine.place
+        simulation._engine.place = lambda *a: placed.append(place(*a))
         mapped = jax.jit(jax.vmap(lambda *a: renew(env, *a)))
         new, shown = jax.block_until_ready(mapped(keys, state, obs, over))
-        assert simulation.begun == [4, 2]
+        assert simulation.begun == [4, 2] and len(placed) == 2
         fresh = jax.vmap(env.reset)(keys)
         for i in range(4):
             want = jax.tree.map(lambda x, i=i: x[i], fresh if over[i] else (state, obs))
@@ -272,10 +279,7 @@ def test_a_failing_simulator_is_told_and_the_next_call_works(monkeypatch):
 def test_what_has_a_pure_form():
     assert envs.make_pure(HOPPER) is envs.make_pure(HOPPER)
     assert envs.make_pure("classic/pendulum-v0").name == "classic/pendulum-v0"
-    for env_id in (
-        "gymnasium/Ant-v5",
-        envs.OGBENCH_IDS and next(iter(envs.OGBENCH_IDS)),
-    ):
+    for env_id in ("gymnasium/Ant-v5", next(iter(envs.OGBENCH_IDS))):
         with pytest.raises(UsageError, match="cannot be stepped inside") as caught:
             envs.make_pure(env_id)
         assert "\n" not in str(caught.value)
@@ -293,7 +297,7 @@ devices = int(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", devices)
 from offrl_jax import envs
 env = envs.make_pure("mujoco/Humanoid-v5")
-members, episodes = 24, 8
+members, episodes = 24, 16
 
 def member(key, weights):  # with work of the kind that shares XLA's threads
     state, obs = jax.vmap(env.reset)(jax.random.split(key, episodes))
@@ -301,7 +305,7 @@ def member(key, weights):  # with work of the kind that shares XLA's threads
         state, obs = carry
         state, step = jax.vmap(env.step)(state, jnp.tanh(obs @ weights))
         return (state, step.obs), step.reward
-    (state, _), reward = jax.lax.scan(one, (state, obs), None, length=6)
+    (state, _), reward = jax.lax.scan(one, (state, obs), None, length=3)
     return state.bits, reward
 
 run = jax.vmap(member)
@@ -316,8 +320,8 @@ print(reward.shape, np.asarray(bits).astype(np.uint64).sum())
 
 def test_populations_on_one_and_two_devices_do_not_stop_for_ever(tmp_path: Path):
     """Arguments of over 100 kB per device, callbacks on all of XLA's threads."""
-    words = 2 * (48 + 23 + 1) + 17
-    assert 12 * 8 * words * 4 < 100_000 < 24 * 8 * words * 4
+    words = Simulation(HUMANOID, 1).words + 17
+    assert 12 * 16 * words * 4 > 102_400
     said = set()
     for devices in (1, 2):
         done = subprocess.run(
@@ -333,4 +337,4 @@ def test_populations_on_one_and_two_devices_do_not_stop_for_ever(tmp_path: Path)
         )
         assert done.returncode == 0, done.stderr
         said.add(done.stdout)
-    assert len(said) == 1 and "(24, 6, 8)" in said.pop()
+    assert len(said) == 1 and "(24, 3, 16)" in said.pop()

@@ -72,7 +72,7 @@ def batched_callback(
     Returns:
       `(*arguments) -> results` for one row, to be used under any `jit`, `scan`,
       `shard_map` and any nest of `vmap`: all mapped axes together become one call with
-      n their product.  Not differentiable.
+      n their product.  Derivatives through it are zero.
     """
     words_in, words_out = (sum(map(_width, rows)) for rows in (arguments, results))
     size = max(1, PIECE_BYTES // (4 * words_in))

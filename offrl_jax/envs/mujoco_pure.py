@@ -186,7 +186,6 @@ def pure_from(simulation: Simulation, env_id: str) -> PureEnv:
 
     def step(state: MujocoState, action: Array) -> tuple[MujocoState, TimeStep]:
         """One step under `action` `[A]`; no gradient passes through it."""
-        action = jax.lax.stop_gradient(action)
         new, shown, reward, terminated = advance(state.bits, action)
         t = state.t + 1
         outcome = TimeStep(
