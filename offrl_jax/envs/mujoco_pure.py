@@ -8,8 +8,8 @@ between calls: a state that was saved goes on with the same bits.  Observations 
 rewards are those of `MujocoEnv`, thus Gymnasium's, in float32.
 
 Cost: a callback takes some 0.2 ms beside the simulation itself, most of it JAX's own;
-so step as many episodes together as the algorithm allows.  On two cores 8 Hoppers run at
-0.6 of the speed of `MujocoEnv`, 32 at 0.8, 192 as fast; Humanoids at 0.9 and more.
+so step as many episodes together as the algorithm allows.  On two cores 8 Hoppers run
+at 0.6 of the speed of `MujocoEnv`, 32 at 0.8, 192 as fast; Humanoids at 0.9 and more.
 Programs run on CPU with any number of devices: under `shard_map` each device makes its
 own calls (see `host_calls` for what would stop them for ever), under automatic
 partitioning JAX gathers the whole batch on one device for each call.
