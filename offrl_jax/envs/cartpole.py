@@ -61,7 +61,8 @@ def observe(state: CartPoleState) -> Array:
 def reset(key: Key) -> tuple[CartPoleState, Array]:
     """Draws all four from U[-0.05, 0.05]."""
     start = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
-    state = CartPoleState(*start, jnp.zeros((), jnp.int32))
+    x, x_dot, theta, theta_dot = start
+    state = CartPoleState(x, x_dot, theta, theta_dot, jnp.zeros((), jnp.int32))
     return state, observe(state)
 
 
