@@ -117,7 +117,7 @@ class Phase(NamedTuple):
 
 
 class Collection(NamedTuple):
-    """How an on-policy agent gathers experience; see `sources.on_policy_collector`.
+    """How an on-policy agent gathers experience; see `collection.on_policy_collector`.
 
     Such an agent has batches of one transition and a phase whose stride is a whole
     rollout, so that its updates count environment steps.

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from offrl_jax.collection import Collected, on_policy_collector
 from offrl_jax.envs.base import PureEnv, TimeStep
 from offrl_jax.population import make_mesh, make_population, place
-from offrl_jax.sources import Collected, no_data, on_policy_collector
+from offrl_jax.sources import no_data
 from offrl_jax.types import Agent, Collection, Phase, Spec
 
 SPEC = Spec(obs_dim=2, action_dim=1, horizon=5)

@@ -1,8 +1,8 @@
 """What on-policy actor-critics share: everything but the step of the policy.
 
 One update sees one rollout: T steps of E environments, gathered by the policy as it is
-(`sources.on_policy_collector`).  Its advantages are generalised estimates (Schulman et
-al. 2016, arXiv:1506.02438, eq. 16): with V the critic,
+(`collection.on_policy_collector`).  Its advantages are generalised estimates (Schulman
+et al. 2016, arXiv:1506.02438, eq. 16): with V the critic,
 
     delta_t = r_t + gamma * d_t * V(s_{t+1}) - V(s_t)
     A_t     = delta_t + gamma * lambda * g_t * A_{t+1} ,
@@ -440,19 +440,16 @@ def make_actor_critic(
         obs, next_obs = seen(state, batch.obs), seen(state, batch.next_obs)
         value = networks.apply(critic, state.critic, obs)
         next_value = networks.apply(critic, state.critic, next_obs)
+        rows_of = (
+            hyper.reward_scale * batch.reward,
+            batch.discount,
+            batch.has_next_action,
+            value,
+            next_value,
+        )
+        reward, discount, goes_on, now, after = (x.reshape(rollout) for x in rows_of)
         gained = advantages(
-            *(
-                leaf.reshape(rollout)
-                for leaf in (
-                    hyper.reward_scale * batch.reward,
-                    batch.discount,
-                    batch.has_next_action,
-                    value,
-                    next_value,
-                )
-            ),
-            hyper.discount,
-            hyper.gae_lambda,
+            reward, discount, goes_on, now, after, hyper.discount, hyper.gae_lambda
         ).reshape(rows)
         advantage = gained
         if config.normalise_advantage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -101,11 +101,11 @@ def actor_step(
     """
     if rule == "adam":
         return adam_step(grads, opt_state, params, lr)
-    direction = grads
+    direction: Any = grads
     if rule == "rank1":
         score = _sampled_score(key, gaussian, params, obs)
-        transform = fisher.scale_by_rank1_fisher(damping, relative=True)
-        direction, opt_state = transform.update(grads, opt_state, score=score)
+        transform = fisher.scale_by_rank1_fisher(jnp.asarray(damping), relative=True)
+        direction, opt_state = transform.update(direction, opt_state, score=score)
     return jax.tree.map(lambda p, d: p - lr * d, params, direction), opt_state
 
 

@@ -14,19 +14,14 @@ from offrl_jax import envs
 from offrl_jax.agents.registry import get_entry, parse_label
 from offrl_jax.benchmark.planning import config_from_plain
 from offrl_jax.catalogue import LoadedTask
+from offrl_jax.collection import on_policy_collector
 from offrl_jax.datasets.schema import Episodes, to_transitions
 from offrl_jax.datasets.transforms import obs_stats, transform_reward
 from offrl_jax.envs.base import HostEnv, PureEnv
 from offrl_jax.evaluation import standardise
 from offrl_jax.population import Population, make_mesh, make_population, place
 from offrl_jax.results import Job
-from offrl_jax.sources import (
-    DataTable,
-    dataset_sampler,
-    no_data,
-    on_policy_collector,
-    stack_tasks,
-)
+from offrl_jax.sources import DataTable, dataset_sampler, no_data, stack_tasks
 from offrl_jax.types import Agent, Hyper, ObsStats, Transitions
 
 
