@@ -28,7 +28,7 @@ TINY_OF = {
     "misa": {"samples": 4, "chains": 2, "draws": 2, "burn_in": 1},
     # Steps so long that the line search has something to refuse, and a trust region
     # that is not wider than the largest step.
-    "trpo": {"actor_lr": 4.0},
+    "trpo": {"actor_lr": 3.0, "backtrack": 0.7},
     "woodbury_ac": {"damping": 10.0},
 }
 
