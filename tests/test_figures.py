@@ -17,6 +17,7 @@ from test_results_rows import make_job, make_row
 
 from offrl_jax import figures, results
 from offrl_jax.errors import ResultsError, UsageError
+from offrl_jax.results import read_metrics
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -315,7 +316,7 @@ class TestCommands:
         assert "metrics: out/metrics/*.jsonl   figures: offrl curves out" in out
         last = [
             point.values["actor_loss"]
-            for point in figures.read_metrics(results)
+            for point in read_metrics(results)
             if point.step == 40
         ]
         assert len(last) == 2
