@@ -217,6 +217,10 @@ def _progress(
         if lacking:
             messages.append(f"{label}: no IQM, without runs of {', '.join(lacking)}")
         points, means = _points(label, tracks, pooled, messages)
+        if any(point.seconds is None for line in means.values() for point in line):
+            messages.append(
+                f"{label}: points without seconds of training, which rows lack"
+            )
         agents.append(
             AgentProgress(
                 label=label,
