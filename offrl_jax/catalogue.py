@@ -21,9 +21,9 @@ from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Record, Store
 from offrl_jax.envs import ogbench_specs
 from offrl_jax.errors import DataError, unknown_name
+from offrl_jax.results import ONLINE
 from offrl_jax.types import Spec
 
-ONLINE = "online"
 FAMILIES = ("classic", "neorl2", "ogbench", "minari", "local", ONLINE)
 
 

@@ -26,6 +26,7 @@ PERTURBED = {
     "score_width": 0.1,
     "entropy": 0.1,
     "clip": 1e-4,
+    "damping": 0.5,
 }
 # Presets of another structure, for settings that the default structure does not read.
 OTHER_STRUCTURES = {

@@ -203,7 +203,7 @@ def test_the_critic_learns_the_values_of_the_chain():
     state = it.train(
         it.init(jax.random.key(0), hyper), jax.random.key(1), data, hyper, 0, 3000
     )
-    critic = networks.Value((32, 32), activation=nn.tanh)
+    critic = networks.Value(it.config.hidden, activation=nn.tanh)
     obs = jnp.asarray(toy_mdps.CHAIN_OBS, jnp.float32)
     found = networks.apply(critic, state.critic, obs)
     np.testing.assert_allclose(found, toy_mdps.chain_values(0.9), rtol=0.03)

@@ -12,6 +12,7 @@ from offrl_jax.datasets import classic, minari_io, schema
 from offrl_jax.datasets.importing import import_file
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, UsageError
+from offrl_jax.types import Spec
 
 PENDULUM = "classic/pendulum-mixed-v0"
 
@@ -42,8 +43,9 @@ def test_an_empty_store_knows_classic_neorl2_and_ogbench(tmp_path: Path) -> None
     assert len([t for t in tasks if t.family == "classic"]) == 16
     assert len([t for t in tasks if t.family == "neorl2"]) == 7
     assert len([t for t in tasks if t.family == "ogbench"]) == 7 * 5
-    assert len(tasks) == 58
-    assert len({t.id for t in tasks}) == 58
+    assert len([t for t in tasks if t.family == "online"]) == 10
+    assert len(tasks) == 68
+    assert len({t.id for t in tasks}) == 68
 
 
 def test_specs_agree_with_the_environments(tmp_path: Path) -> None:
@@ -54,6 +56,15 @@ def test_specs_agree_with_the_environments(tmp_path: Path) -> None:
         "classic/gates-v0",
         "neorl2/DMSD-v1",
         "neorl2/SafetyHalfCheetah-v1",
+        "control/Acrobot-v1",
+        "control/CartPole-v1",
+        "control/MountainCarContinuous-v0",
+        "mujoco/HalfCheetah-v5",
+        "mujoco/Hopper-v5",
+        "mujoco/Humanoid-v5",
+        "mujoco/Pusher-v5",
+        "mujoco/Swimmer-v5",
+        "mujoco/Walker2d-v5",
     }
     for task in with_env:
         assert task.env_id is not None
@@ -61,11 +72,28 @@ def test_specs_agree_with_the_environments(tmp_path: Path) -> None:
 
 
 def test_every_official_task_has_references_with_a_source(tmp_path: Path) -> None:
+    raw = [t for t in catalogue.known_tasks(Store(tmp_path)) if t.reference is None]
+    assert all(str(task.env_id).startswith("mujoco/") for task in raw)
     for task in catalogue.known_tasks(Store(tmp_path)):
+        if task in raw:
+            continue
         assert task.reference is not None
         assert task.reference.minimum < task.reference.maximum
         assert task.reference.source
         assert task.description
+
+
+def test_online_tasks_need_no_data(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    task = catalogue.load_task("online/CartPole-v1", store)
+    assert len(task.train) == 0 and task.validation is None
+    assert task.dataset_hash is None and task.recipe_hash is None
+    assert task.spec == Spec(4, 2, 500, discrete=True)
+    assert catalogue.is_present("online/CartPole-v1", store)
+    assert "needs no data" in catalogue.how_to_get("online/CartPole-v1")
+    assert not list(tmp_path.iterdir()), "nothing is stored"
+    with pytest.raises(UsageError, match=r"'online/CartPole-v2'.*online/CartPole-v1"):
+        catalogue.get_task("online/CartPole-v2", store)
 
 
 def test_scores_by_hand() -> None:
@@ -182,7 +210,7 @@ def test_an_interrupted_conversion_is_done_again(tmp_path: Path) -> None:
 
 def test_what_lies_in_the_store_is_listed(filled: Store) -> None:
     ids = [task.id for task in catalogue.known_tasks(filled)]
-    assert ids[58:] == ["minari/group/deep/set-v1", "local/own-v0"]
+    assert ids[68:] == ["minari/group/deep/set-v1", "local/own-v0"]
 
 
 def test_everything_stored_passes_the_check(filled: Store) -> None:

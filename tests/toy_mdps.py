@@ -22,9 +22,15 @@ N = 512
 SPEC = Spec(obs_dim=2, action_dim=1, horizon=2)
 TINY = {"hidden": (32, 32), "batch_size": 64, "obs_transform": "none"}
 # Of agents that gather their own experience: a rollout of as many transitions.
-TINY_ROLLOUT = {"hidden": (32, 32), "environments": 4, "steps": 16}
+TINY_ROLLOUT = {"hidden": (8, 8), "environments": 4, "steps": 16}
 # Further counts of single agents, where theirs would be most of the tests' time.
-TINY_OF = {"misa": {"samples": 4, "chains": 2, "draws": 2, "burn_in": 1}}
+TINY_OF = {
+    "misa": {"samples": 4, "chains": 2, "draws": 2, "burn_in": 1},
+    # Steps so long that the line search has something to refuse, and a trust region
+    # that is not wider than the largest step.
+    "trpo": {"actor_lr": 3.0, "backtrack": 0.7},
+    "woodbury_ac": {"damping": 10.0},
+}
 
 
 def _transitions(

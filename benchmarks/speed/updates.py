@@ -416,7 +416,9 @@ def tabulate(measurements: Iterable[Measurement]) -> Table:
 def main(settings: Settings) -> None:
     """Measures every combination and prints the table with its conditions."""
     configure_jax()
-    entries = [get_entry(name) for name in settings.agents or REGISTRY]
+    # On-policy agents gather their batches: benchmarks/onpolicy/cost.py times them.
+    offline = [name for name, entry in REGISTRY.items() if not entry.on_policy]
+    entries = [get_entry(name) for name in settings.agents or offline]
     load_before = os.getloadavg()[0]
     measurements = [
         measurement

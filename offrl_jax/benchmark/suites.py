@@ -89,6 +89,11 @@ class Suite:
     first_seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("seeds", "updates"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
         if self.role not in ROLES:
             raise unknown_name("role", self.role, ROLES)
         if self.role == "tune" and self.first_seed < FIRST_TUNING_SEED:
@@ -102,11 +107,6 @@ class Suite:
                 f"seeds {self.first_seed} to {last - 1}: a test takes seeds from 0 to "
                 f"{FIRST_TUNING_SEED - 1}; later ones are for tuning"
             )
-        for name in ("seeds", "updates"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
         if self.pretraining_updates < 0:
             raise UsageError(
                 "pretraining_updates must be at least 0, got "

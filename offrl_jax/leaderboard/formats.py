@@ -179,20 +179,24 @@ def _markdown_section(section: Section) -> list[str]:
         if tuned:
             line.append("x".join(map(str, entry.tuned)) if entry.tuned else "")
         lines.append(line)
-    behaviour = ["", f"*{BEHAVIOUR}*", "", ""]
-    behaviour.append(text.number(text.behaviour_mean(section)))
-    lines.append(behaviour + [""] * (len(header) - len(behaviour)))
+    with_data = text.has_behaviour(section)
+    if with_data:
+        behaviour = ["", f"*{BEHAVIOUR}*", "", ""]
+        behaviour.append(text.number(text.behaviour_mean(section)))
+        lines.append(behaviour + [""] * (len(header) - len(behaviour)))
     parts.append(_pipe_table(header, lines, left=(1,)))
     parts += [f"{_escape(note)}\n" for note in text.footnotes(section)]
     parts += [f"> Warning: {_escape(warning)}\n" for warning in section.warnings]
 
-    header = ["task", *map(_markdown_label, section.entries), f"*{BEHAVIOUR}*"]
+    header = ["task", *map(_markdown_label, section.entries)]
+    header += [f"*{BEHAVIOUR}*"] * with_data
     lines = []
     for i, task in enumerate(section.tasks):
         name = _escape(task.task) + (" (raw return)" if task.unit == "return" else "")
         means = [entry.cells[i].mean for entry in section.entries]
         values = [f"{text.estimate(m)} {text.interval(m)}".strip() for m in means]
-        lines.append([name, *values, text.number(task.behaviour)])
+        values += [text.number(task.behaviour)] * with_data
+        lines.append([name, *values])
     parts.append(_pipe_table(header, lines, left=(0,)))
     parts += [f"- {_escape(line)}" for line in section.absent]
     return [*parts, ""] if section.absent else parts

@@ -103,9 +103,11 @@ def _ranking(section: Section, width: int) -> Table:
         if tuned:
             values.append("x".join(map(str, entry.tuned)) if entry.tuned else "")
         lines.append([Text(value, own) for value in values])
-    behaviour = ["", BEHAVIOUR, *[""] * 3, text.number(text.behaviour_mean(section))]
-    behaviour += [""] * (len(header) - len(behaviour))
-    lines.append([Text(value, "dim") for value in behaviour])
+    if text.has_behaviour(section):
+        mean = text.number(text.behaviour_mean(section))
+        behaviour = ["", BEHAVIOUR, *[""] * 3, mean]
+        behaviour += [""] * (len(header) - len(behaviour))
+        lines.append([Text(value, "dim") for value in behaviour])
 
     def spread(columns: list[int]) -> int:
         widest = [max(len(header[i]), *(len(r[i]) for r in lines)) for i in columns]
@@ -177,8 +179,9 @@ def _task_blocks(section: Section, width: int) -> list[Table]:
         (_label(entry), [_value(cell) for cell in entry.cells])
         for entry in section.entries
     ]
-    datasets = [Text(text.number(task.behaviour), "dim") for task in section.tasks]
-    columns.append((BEHAVIOUR, datasets))
+    if text.has_behaviour(section):
+        datasets = [Text(text.number(task.behaviour), "dim") for task in section.tasks]
+        columns.append((BEHAVIOUR, datasets))
     for i in range(len(section.tasks)):
         values = [e.cells[i].mean for e in section.entries]
         best = max((v.value for v in values if v), default=None)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from offrl_jax.leaderboard.model import FEW_EPISODES, FEW_SEEDS, Cell, Entry, Section
 from offrl_jax.leaderboard.ranking import Bounds
 from offrl_jax.leaderboard.statistics import REPLICATIONS
+from offrl_jax.results import ONLINE
 
 DASH = "-"
 FEW_MARK, DIVERGED_MARK, INCOMPLETE_MARK = "*", "†", "‡"
@@ -124,8 +125,18 @@ def subtitle(section: Section) -> str:
     episodes = span(cell.episodes for cell in cells)
     return (
         f"{tasks}, {seeds} seeds x {episodes} episodes, {section.updates_total:,} "
-        f"updates, {section.tuning}"
+        f"{steps_name(section.family)}, {section.tuning}"
     )
+
+
+def steps_name(family: str) -> str:
+    """What the updates of a family's runs count."""
+    return "environment steps" if family == ONLINE else "updates"
+
+
+def has_behaviour(section: Section) -> bool:
+    """Whether there are data whose own return gives the context of a table."""
+    return section.family != ONLINE
 
 
 def state(section: Section) -> str:

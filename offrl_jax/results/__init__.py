@@ -30,10 +30,11 @@ from offrl_jax.results.plan import (
     read_plan,
     write_plan,
 )
-from offrl_jax.results.rows import BEHAVIOUR, SCHEMA, Row, RowKey
+from offrl_jax.results.rows import BEHAVIOUR, ONLINE, SCHEMA, Row, RowKey
 
 __all__ = [
     "BEHAVIOUR",
+    "ONLINE",
     "SCHEMA",
     "Job",
     "Member",

@@ -16,6 +16,8 @@ SCHEMA = 1
 
 BEHAVIOUR = "behaviour"
 """The agent name under which a dataset's own episode returns are written."""
+ONLINE = "online"
+"""The family of tasks without data, whose updates are environment steps."""
 
 STATUSES = ("ok", "diverged", "failed")
 
