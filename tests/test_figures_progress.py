@@ -119,8 +119,10 @@ class TestFigure:
     )
     def test_what_a_step_is(self, family: str, phased: bool, said: str) -> None:
         part = section(agent("ppo", 5), family=family, phased=phased)
-        drawn = panels(figures.draw_progress([part]))
-        assert [axis.get_xlabel() for axis in drawn][::2] == [said, said]
+        figure = figures.draw_progress([part])
+        assert [a.get_xlabel() for a in panels(figure)][::2] == [said, said]
+        title = figure.subfigs[0]._suptitle.get_text()
+        assert f"100 {said.partition(' of ')[0]}, one setting" in title
 
     def test_returns_have_panels_against_seconds_and_no_iqm(self) -> None:
         own = agent("ppo", 5, TASKS[:1], pooled=())

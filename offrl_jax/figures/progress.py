@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from offrl_jax.catalogue import ONLINE
 from offrl_jax.figures.style import (
     RETURN,
     SCORE,
@@ -20,6 +19,7 @@ from offrl_jax.figures.style import (
 from offrl_jax.leaderboard import text
 from offrl_jax.leaderboard.model import FEW_SEEDS
 from offrl_jax.leaderboard.progress import AgentProgress, Point, Progress
+from offrl_jax.results import ONLINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,9 +103,9 @@ def _blocks(section: Progress) -> list[tuple[list[_Panel], int, float]]:
 
 
 def _updates(section: Progress) -> str:
-    if section.key.family == ONLINE:
-        return "environment steps"
-    return "updates of the last phase" if section.phased else "updates"
+    name = text.steps_name(section.key.family)
+    phased = section.phased and section.key.family != ONLINE
+    return f"{name} of the last phase" if phased else name
 
 
 def _of_all(section: Progress) -> list[_Panel]:
@@ -190,7 +190,7 @@ def _title(section: Progress) -> str:
     ]
     episodes = text.span(point.episodes for point in points if point.episodes)
     return (
-        f"{name}\n{key.updates_total:,} updates, {section.tuning}, "
+        f"{name}\n{key.updates_total:,} {text.steps_name(key.family)}, {section.tuning}, "
         f"{episodes} episodes per evaluation"
     )
 
