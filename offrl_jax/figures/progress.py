@@ -190,8 +190,8 @@ def _title(section: Progress) -> str:
     ]
     episodes = text.span(point.episodes for point in points if point.episodes)
     return (
-        f"{name}\n{key.updates_total:,} {text.steps_name(key.family)}, {section.tuning}, "
-        f"{episodes} episodes per evaluation"
+        f"{name}\n{key.updates_total:,} {text.steps_name(key.family)}, "
+        f"{section.tuning}, {episodes} episodes per evaluation"
     )
 
 
