@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import shutil
 import sys
@@ -17,6 +18,7 @@ from test_results_rows import make_job, make_row
 
 from offrl_jax import figures, results
 from offrl_jax.errors import ResultsError, UsageError
+from offrl_jax.results import read_metrics
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -286,7 +288,7 @@ class TestFigure:
             about = {"run_id": f"run-{i}", "setting": f"a rather long setting {i}"}
             write(tmp_path, curve([1.0, 2.0], seed=0, **about))
         figure = figures.draw(figures.panels(read(tmp_path)))
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         (legend,) = figure.legends
         box, whole = legend.get_window_extent(), figure.bbox
         assert box.x0 >= whole.x0 and box.x1 <= whole.x1
@@ -315,7 +317,7 @@ class TestCommands:
         assert "metrics: out/metrics/*.jsonl   figures: offrl curves out" in out
         last = [
             point.values["actor_loss"]
-            for point in figures.read_metrics(results)
+            for point in read_metrics(results)
             if point.step == 40
         ]
         assert len(last) == 2
@@ -343,6 +345,13 @@ class TestCommands:
         assert capsys.readouterr().out == "wrote mine.svg\n"
         assert (home / "mine.svg").read_text().startswith("<?xml")
         assert not list(home.glob(".mine*"))
+
+    def test_progress_of_a_run(self, results: Path, home: Path) -> None:
+        assert offrl("progress", "out", "--agent", "bc", "--out", "mine.png") == 0
+        with open(home / "mine.csv") as file:
+            found = [(x["task"], x["step"], x["runs"]) for x in csv.DictReader(file)]
+        assert found == [(TINY, "20", "2"), (TINY, "40", "2")]
+        assert (home / "mine.png").read_bytes().startswith(b"\x89PNG")
 
     @pytest.mark.parametrize(
         ("code", "said", "arguments"),

@@ -22,7 +22,7 @@ _NOT_TRAINING = frozenset(
         "cli",
         "embedding.py",
         "errors.py",
-        "figures.py",
+        "figures",
         "leaderboard",
         "reports.py",
         "results",

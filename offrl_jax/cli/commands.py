@@ -22,6 +22,7 @@ from offrl_jax.cli.running import (
     show,
     show_final_metrics,
     tell,
+    tell_some,
     write,
 )
 from offrl_jax.errors import UsageError
@@ -213,6 +214,50 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
+class Progress:
+    """Draw scores against updates and seconds of training; runs nothing.
+
+    Per section of the leaderboard: the interquartile mean over tasks and seeds of every
+    agent, and its mean on every task, with 95 % bands.
+
+    Example: offrl progress results/quick --agent td3_bc iql --out progress.png
+    """
+
+    results: Positional[Annotated[Path, arg(metavar="DIR")]]
+    """Results folder."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """File to write: .png, .pdf or .svg; the numbers go beside it as .csv."""
+    agent: Names = None
+    """Only these agents: names, or NAME@PRESET. Default: all."""
+    task: Names = None
+    """Only these tasks, the interquartile mean is over them. Default: all."""
+
+    def run(self) -> int:
+        """Draws."""
+        for name in ("agent", "task"):
+            if getattr(self, name) == ():
+                raise UsageError(f"--{name} needs at least one name")
+        # A benchmark that runs beside it keeps the accelerator's memory.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from offrl_jax.benchmark.runner import configure_jax
+
+        configure_jax()
+        from offrl_jax import figures, leaderboard
+
+        suffix = figures.check_suffix(self.out)
+        sections, messages = leaderboard.progress_of(
+            self.results, self.agent, self.task
+        )
+        figure = figures.render(figures.draw_progress(sections), suffix)
+        table = self.out.with_suffix(".csv")
+        write(table, leaderboard.progress_csv(sections))
+        write(self.out, figure)
+        tell_some([*messages, *(line for own in sections for line in own.messages)])
+        print(f"wrote {self.out} and {table}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Embed:
     """Draw the critic's embeddings of state-action pairs in two dimensions.
 
@@ -338,6 +383,7 @@ Command = (
     | Annotated[Run, subcommand("run")]
     | Annotated[Leaderboard, subcommand("leaderboard")]
     | Annotated[Curves, subcommand("curves")]
+    | Annotated[Progress, subcommand("progress")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]

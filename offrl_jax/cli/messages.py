@@ -44,5 +44,6 @@ def _subcommands(arguments: Sequence[str]) -> list[str]:
     if arguments[:1] == ["data"]:
         actions = ("list", "prepare", "generate", "check", "import")
         return ["data", *(word for word in arguments[1:2] if word in actions)]
-    known = ("benchmark", "run", "leaderboard", "curves", "agents", "tasks", "doctor")
+    known = ("benchmark", "run", "leaderboard", "curves", "progress", "embed")
+    known += ("agents", "tasks", "doctor")
     return [word for word in arguments[:1] if word in known]

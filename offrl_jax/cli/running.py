@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,21 @@ def show(board: Any, style: str) -> None:
 def tell(line: str) -> None:
     """Shows a message about a results folder."""
     print(f"offrl: {line}", file=sys.stderr)
+
+
+MESSAGES = 20
+"""Lines about a results folder that are shown at once."""
+
+
+def tell_some(lines: Iterable[str]) -> None:
+    """Shows the first `MESSAGES` messages about a results folder, each once."""
+    every = list(dict.fromkeys(lines))
+    for line in every[:MESSAGES]:
+        tell(line)
+    if len(every) > MESSAGES:
+        tell(
+            f"and {len(every) - MESSAGES} more; offrl leaderboard lists what is absent"
+        )
 
 
 def write(path: Path, content: str | bytes) -> None:

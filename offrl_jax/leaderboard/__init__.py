@@ -2,6 +2,7 @@
 
 Nothing here trains or evaluates.  `build` gives the tables as data, `draw` as text in
 one of `FORMATS`, `render` is both; the same rows and plan give the same bytes.
+`progress_of` gives the same aggregates at every evaluation, `progress_csv` its table.
 """
 
 from pathlib import Path
@@ -9,11 +10,21 @@ from pathlib import Path
 from offrl_jax.errors import unknown_name
 from offrl_jax.leaderboard import formats, table
 from offrl_jax.leaderboard.board import build
+from offrl_jax.leaderboard.formats import progress_csv
 from offrl_jax.leaderboard.model import Leaderboard
+from offrl_jax.leaderboard.progress import build as progress_of
 
 FORMATS = ("table", "md", "csv", "json")
 
-__all__ = ["FORMATS", "Leaderboard", "build", "draw", "render"]
+__all__ = [
+    "FORMATS",
+    "Leaderboard",
+    "build",
+    "draw",
+    "progress_csv",
+    "progress_of",
+    "render",
+]
 
 
 def render(folder: Path, format: str, *, width: int = 100, colour: bool = False) -> str:

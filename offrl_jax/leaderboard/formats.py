@@ -7,11 +7,12 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from offrl_jax.leaderboard import text
+from offrl_jax.leaderboard import progress, text
 from offrl_jax.leaderboard.model import Cell, Entry, Leaderboard, Section
+from offrl_jax.leaderboard.progress import Progress
 from offrl_jax.leaderboard.ranking import Bounds
 from offrl_jax.results import BEHAVIOUR
 
@@ -67,9 +68,7 @@ def _derived(attribute: Any) -> bool:
 
 def to_csv(board: Leaderboard) -> str:
     """A flat table with the columns `CSV_COLUMNS`; empty where nothing is known."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(CSV_COLUMNS), lineterminator="\n")
-    writer.writeheader()
+    lines: list[dict[str, Any]] = []
     for section in board.sections:
         common = {
             "suite": section.suite,
@@ -82,12 +81,25 @@ def to_csv(board: Leaderboard) -> str:
         }
         for entry in section.entries:
             for line in _csv_lines(section, entry):
-                writer.writerow({**common, **line})
+                lines.append({**common, **line})
         for task in section.tasks:
             if task.behaviour is not None:
                 line = {"agent": BEHAVIOUR, "task": task.task, "unit": task.unit}
                 line |= {"statistic": "mean", "value": task.behaviour}
-                writer.writerow({**common, **line})
+                lines.append({**common, **line})
+    return _csv(CSV_COLUMNS, lines)
+
+
+def progress_csv(sections: Iterable[Progress]) -> str:
+    """The points of `progress.build` with the columns `progress.COLUMNS`."""
+    return _csv(progress.COLUMNS, progress.table(sections))
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return buffer.getvalue()
 
 

@@ -45,6 +45,28 @@ class Standing:
     leader_better: Bounds | None = None
 
 
+def aggregate(own: Values, ranked: Sequence[str], tasks: Sequence[str]) -> Standing:
+    """One agent's aggregates and means, without a rank.
+
+    Arguments as in `rank`; without runs of some ranked task there are only means.
+    """
+    key = jax.random.key(SEED)
+    others = [task for task in tasks if task not in ranked]
+    pooled = _bootstrap(key, own, ranked)
+    means = _task_means(pooled, own, ranked)
+    means |= _task_means(_bootstrap(key, own, others), own, others)
+    if pooled is None or not all(own.get(task) for task in ranked):
+        return Standing(means)
+    several = any(len(own[task]) > 1 for task in ranked)
+    return Standing(
+        means,
+        iqm=_bounds(pooled.iqm, several),
+        mean=_bounds(pooled.mean, several),
+        median=_bounds(pooled.median, several),
+        optimality_gap=_bounds(pooled.optimality_gap, several),
+    )
+
+
 def rank(
     values: Mapping[str, Values], ranked: Sequence[str], tasks: Sequence[str]
 ) -> dict[str, Standing]:
@@ -62,23 +84,7 @@ def rank(
       tasks: all tasks of the table, for `task_means`.
     """
     key = jax.random.key(SEED)
-    standings: dict[str, Standing] = {}
-    for label, own in values.items():
-        others = [task for task in tasks if task not in ranked]
-        pooled = _bootstrap(key, own, ranked)
-        means = _task_means(pooled, own, ranked)
-        means |= _task_means(_bootstrap(key, own, others), own, others)
-        if pooled is None or not all(own.get(task) for task in ranked):
-            standings[label] = Standing(means)
-            continue
-        several = any(len(own[task]) > 1 for task in ranked)
-        standings[label] = Standing(
-            means,
-            iqm=_bounds(pooled.iqm, several),
-            mean=_bounds(pooled.mean, several),
-            median=_bounds(pooled.median, several),
-            optimality_gap=_bounds(pooled.optimality_gap, several),
-        )
+    standings = {label: aggregate(own, ranked, tasks) for label, own in values.items()}
     order = sorted(
         (-standing.iqm.value, label)
         for label, standing in standings.items()

@@ -74,9 +74,7 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether the run counts as the floor: it diverged, or has no finite return."""
-        return self.row is not None and (
-            self.row.status == "diverged" or mean_return(self.row) is None
-        )
+        return self.row is not None and has_diverged(self.row)
 
 
 def preset_of(agent: str) -> str:
@@ -95,6 +93,11 @@ def mean_return(row: Row) -> float | None:
         return None
     mean = math.fsum(row.returns) / len(row.returns) if _finite(row.returns) else None
     return mean if mean is not None and math.isfinite(mean) else None
+
+
+def has_diverged(row: Row) -> bool:
+    """Whether a row counts as the floor: it diverged, or has no finite return."""
+    return row.status == "diverged" or mean_return(row) is None
 
 
 def _finite(values: Iterable[float]) -> bool:

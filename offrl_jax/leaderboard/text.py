@@ -103,9 +103,14 @@ def footnotes(section: Section) -> list[str]:
 
 def title(section: Section) -> str:
     """Suite, family and preset."""
-    names = [section.suite, section.family]
-    if section.preset != "full":
-        names.append(f"preset {section.preset}")
+    return heading(section.suite, section.family, section.preset)
+
+
+def heading(suite: str, family: str, preset: str) -> str:
+    """The title of a table of that suite, family and preset."""
+    names = [suite, family]
+    if preset != "full":
+        names.append(f"preset {preset}")
     return printable(" · ".join(names))
 
 

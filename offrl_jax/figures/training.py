@@ -6,17 +6,25 @@ Reads rows and metrics and runs nothing.  Reading needs no matplotlib, drawing d
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from offrl_jax.errors import ResultsError, UsageError, unknown_name
+from offrl_jax.errors import ResultsError, unknown_name
+from offrl_jax.figures.style import (
+    RETURN,
+    SCORE,
+    UNITS,
+    Looks,
+    add_legend,
+    looks_of,
+    new_figure,
+)
 from offrl_jax.leaderboard.runs import (
     CellKey,
     SectionKey,
@@ -31,29 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OnMessage = Callable[[str], None]
-
-SUFFIXES = (".png", ".pdf", ".svg")
-SCORE, RETURN = "score", "return"
-UNITS = {
-    SCORE: "score (0 random, 100 expert)",
-    RETURN: "return of an episode, undiscounted",
-}
-"""What rows know of evaluations, named like metrics, with their axis labels."""
-
-PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)
-"""Told apart by colour-blind people: Okabe & Ito 2008, without the yellow, too pale for
-a line on white."""
-# Width of a legend's line with its gaps, and of a character of its small font.
-_LEGEND_INCHES, _CHARACTER_INCHES = 0.6, 0.075
-_STYLES = ("-", "--", ":", "-.")
 
 
 class Curve(NamedTuple):
@@ -357,20 +342,6 @@ def panels(
     return found
 
 
-def check_suffix(path: Path) -> str:
-    """The suffix of a figure's file.
-
-    Raises:
-      UsageError: none of `SUFFIXES`.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
-        raise UsageError(
-            f"{path}: unknown suffix '{path.suffix}' of a figure; choose {known}"
-        )
-    return path.suffix.lower()
-
-
 def draw(drawn: Sequence[Panel]) -> Figure:
     """Panels as a figure: tasks side by side, metrics below each other.
 
@@ -379,28 +350,11 @@ def draw(drawn: Sequence[Panel]) -> Figure:
     Raises:
       UsageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError as error:
-        raise UsageError(
-            f"figures need matplotlib ({error}); install it: pip install matplotlib"
-        ) from error
     tasks = list(dict.fromkeys(panel.task for panel in drawn))
     rows = list(dict.fromkeys((panel.metric, panel.phase) for panel in drawn))
-    every = list(dict.fromkeys(label for panel in drawn for label in panel.curves))
-    look: dict[str, dict[str, Any]] = {
-        label: {
-            "color": PALETTE[i % len(PALETTE)],
-            "linestyle": _STYLES[i // len(PALETTE) % len(_STYLES)],
-        }
-        for i, label in enumerate(sorted(every))
-    }
-    # A Figure without pyplot: no display, no global state, nothing to close.
-    figure = Figure(
-        figsize=(max(4.2, 3.4 * len(tasks)), 2.4 * len(rows) + 0.9),
-        layout="constrained",
-    )
+    every = sorted({label for panel in drawn for label in panel.curves})
+    look = looks_of(every)
+    figure = new_figure(max(4.2, 3.4 * len(tasks)), 2.4 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), len(tasks), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -408,28 +362,17 @@ def draw(drawn: Sequence[Panel]) -> Figure:
         axis = axes[rows.index((panel.metric, panel.phase)), tasks.index(panel.task)]
         axis.set_axis_on()
         _draw_panel(axis, panel, look)
-    handles = [
-        Line2D([], [], linewidth=2.2, label=_legend(label, drawn), **look[label])
-        for label in sorted(every)
-    ]
-    # Columns that fit beside each other: a legend wider than the figure is cut off.
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    column = _LEGEND_INCHES + _CHARACTER_INCHES * longest
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(1, min(len(handles), int(figure.get_figwidth() / column))),
-        title="bold: median over seeds; thin: one seed",
-        title_fontsize="small",
-        fontsize="small",
-        frameon=False,
+    add_legend(
+        figure,
+        {label: _legend(label, drawn) for label in every},
+        look,
+        figure.get_figwidth(),
+        "bold: median over seeds; thin: one seed",
     )
     return figure
 
 
-def _draw_panel(
-    axis: Axes, panel: Panel, look: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _draw_panel(axis: Axes, panel: Panel, look: Looks) -> None:
     from matplotlib.ticker import EngFormatter
 
     for label, curves in panel.curves.items():
@@ -460,14 +403,3 @@ def _legend(label: str, drawn: Iterable[Panel]) -> str:
     )
     ended = f", {diverged} diverged" if diverged else ""
     return f"{label} ({seeds} {'seed' if counts == [1] else 'seeds'}{ended})"
-
-
-def render(figure: Figure, suffix: str) -> bytes:
-    """The figure as a file of that suffix; the same bytes for the same figure."""
-    import matplotlib
-
-    dates = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "offrl_jax"}):
-        figure.savefig(stream, format=suffix[1:], dpi=150, metadata=dates[suffix])
-    return stream.getvalue()
