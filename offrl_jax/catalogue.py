@@ -166,20 +166,19 @@ _SUCCESS_RATE = Reference(0.0, 1.0, "success rate, as OGBench scores", "success"
 def _ogbench_task(task_id: str, store: Store) -> Task:
     name, goal = ogbench.TASKS[task_id]
     dataset = ogbench.DATASETS[name]
-    provenance = "to be regenerated, or official files"
-    if store.has(task_id):
-        provenance = store.record(task_id).source["kind"]
+    known = store.record(task_id).source["kind"] if store.has(task_id) else None
     return Task(
         id=task_id,
         family="ogbench",
         env_id=ogbench_specs.env_id(dataset.environment, goal),
         spec=dataset.spec,
         reference=_SUCCESS_RATE,
-        provenance=provenance,
+        provenance=known or "to be regenerated, or official files",
         description=dataset.description,
     )
 
 
+_BODIES = ("Hopper", "HalfCheetah", "Walker2d", "Swimmer", "Humanoid", "Pusher")
 _ONLINE: Mapping[str, tuple[str, Reference | None, str]] = {
     "online/CartPole-v1": (
         "control/CartPole-v1",
@@ -203,15 +202,8 @@ _ONLINE: Mapping[str, tuple[str, Reference | None, str]] = {
     ),
     # Published returns depend on steps and version: these are told raw.
     **{
-        f"online/{name}-v5": (f"mujoco/{name}-v5", None, f"{about}, by MuJoCo")
-        for name, about in {
-            "Hopper": "hop forward on one leg",
-            "HalfCheetah": "run forward",
-            "Walker2d": "walk forward on two legs",
-            "Swimmer": "swim forward",
-            "Humanoid": "walk forward as a humanoid",
-            "Pusher": "push an object to a goal",
-        }.items()
+        f"online/{name}-v5": (f"mujoco/{name}-v5", None, f"Gymnasium's {name}, raw")
+        for name in _BODIES
     },
 }
 
@@ -236,12 +228,10 @@ def _online_task(task_id: str) -> Task:
 
 def _load_online(task: Task) -> LoadedTask:
     """The task with the data it has: no transitions."""
-    spec = task.spec
-    obs = np.zeros((0, spec.obs_dim), np.float32)
-    action = np.zeros((0, spec.action_dim), np.float32)
-    flags = np.zeros(0, bool)
-    nothing = Episodes(obs, action, np.zeros(0, np.float32), obs, flags, flags)
-    return LoadedTask(task, spec, nothing, None, None, None)
+    obs = np.zeros((0, task.spec.obs_dim), np.float32)
+    action, flags = np.zeros((0, task.spec.action_dim), np.float32), np.zeros(0, bool)
+    nothing = Episodes(obs, action, obs[:, 0], obs, flags, flags)
+    return LoadedTask(task, task.spec, nothing, None, None, None)
 
 
 def _minari_task(task_id: str, store: Store) -> Task:
@@ -290,7 +280,7 @@ def _known_ids(store: Store) -> list[str]:
 
 
 def known_tasks(store: Store) -> tuple[Task, ...]:
-    """All tasks: classic, NeoRL-2, OGBench, online, and what the store has of others.
+    """All tasks that ship, and what the store has of others.
 
     Raises:
       DataError: a record or the metadata of a dataset in the store is damaged.
@@ -337,10 +327,7 @@ def _is_well_formed(task_id: str) -> bool:
 
 
 def is_present(task_id: str, store: Store) -> bool:
-    """Whether `load_task` finds the data in the store; generating is not counted.
-
-    A task that needs no data lacks none.
-    """
+    """Whether `load_task` finds all data it needs; generating is not counted."""
     if is_online(task_id):
         return task_id in _ONLINE
     if task_id.startswith("minari/"):
@@ -352,7 +339,7 @@ def how_to_get(task_id: str) -> str:
     """What the user has to do for a task's data, in one line."""
     family = task_id.partition("/")[0]
     if family == ONLINE:
-        return f"{task_id} needs no data: on-policy agents act in its environment"
+        return f"{task_id} needs no data: agents act in its environment"
     if family == "classic":
         return f"{task_id} is generated when it is first used"
     if family == "neorl2":
