@@ -29,9 +29,8 @@ ENTRY = AgentEntry(
     critic=iql.critic_of,
     base=Preset(
         config={"actor_optimiser": "rank1"},
-        # A plain step has the gradient's size; IQL's policy starts with deviation 1.
-        hyper={"actor_lr": 3e-2},
-        source="ours",
+        hyper={"actor_lr": 1e-3, "actor_damping": 0.01},
+        source="ours, by benchmarks/suites/rank1_offline_tuning.toml",
     ),
     presets={
         "quick": Preset(
