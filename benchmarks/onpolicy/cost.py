@@ -12,7 +12,7 @@ follow one another in one compiled loop.  A cell reads
     1.08 (1.05 to 1.12), 1.01
 
 the median over repeats of the time over SGD's in the same repeat, its middle half, and
-the ratio that arithmetic alone explains.
+the ratio that the matrix products alone explain.
 
 Arithmetic, in multiply-and-adds of matrix products: let W be the weights of the net, V
 those of its first layer, d all parameters, B the batch.  A row costs W forwards and
@@ -35,13 +35,14 @@ is what it can cost more where B is small, not the arithmetic.
 
 What would take longer than `--longest` per update or more than `--memory` is skipped,
 with a word; both are predicted, from SGD's speed and the counts above.  Repeats are
-interleaved; still, measure on an idle machine.
+interleaved; still, measure on an idle machine.  The policy is Gaussian.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -100,8 +101,6 @@ class Settings:
     """Compared with `sgd`, which is always timed."""
     obs_dim: int = 17
     action_dim: int = 6
-    discrete: bool = False
-    """A softmax policy in the place of a Gaussian one."""
     seconds: float = 0.3
     """Length of one measurement, of one update at least."""
     repeats: int = 9
@@ -139,17 +138,16 @@ class Net(NamedTuple):
 def net_of(width: int, spec: Spec) -> Net:
     """The network with two hidden layers of `width` units."""
     sizes = (spec.obs_dim, width, width, spec.action_dim)
-    layers = tuple(zip(sizes[:-1], sizes[1:], strict=True))
-    free = 0 if spec.discrete else spec.action_dim
-    count = sum(i * o + o for i, o in layers) + free
-    return Net(layers, count, spec.action_dim + free)
+    layers = tuple(itertools.pairwise(sizes))
+    count = sum(i * o + o for i, o in layers) + spec.action_dim
+    return Net(layers, count, 2 * spec.action_dim)
 
 
 def width_for(parameters: float, spec: Spec) -> int:
     """Width of the two hidden layers that comes nearest to so many parameters."""
     # w^2 + linear * w + rest
     linear = spec.obs_dim + spec.action_dim + 2
-    rest = spec.action_dim * (1 if spec.discrete else 2)
+    rest = 2 * spec.action_dim
     root = math.sqrt(max(linear**2 / 4.0 + parameters - rest, 0.0)) - linear / 2.0
     below = max(1, math.floor(root))
     return min(
@@ -227,12 +225,10 @@ def parameters_like(shapes: Any, seed: int = 0) -> Any:
 
 
 def experience_of(batch: int, spec: Spec) -> Experience:
-    """Normal observations, advantages and actions; one-hot for a softmax policy."""
+    """Normal observations, actions and advantages."""
     rng = np.random.default_rng(0)
     obs = rng.standard_normal((batch, spec.obs_dim), np.float32)
     action = rng.standard_normal((batch, spec.action_dim), np.float32)
-    if spec.discrete:
-        action = np.eye(spec.action_dim, dtype=np.float32)[action.argmax(axis=1)]
     advantage = rng.standard_normal(batch, np.float32)
     return Experience(*map(jnp.asarray, (obs, action, advantage)))
 
@@ -257,16 +253,16 @@ def updates(method: str, width: int, batch: int, spec: Spec) -> Run:
 
     def many(carry: tuple, experience: Experience, hyper: Any, count: Array) -> tuple:
         def one(index: Array, carry: tuple) -> tuple:
-            actor, opt, _ = carry
-            return improve(
-                jax.random.fold_in(key, index), actor, opt, experience, hyper
-            )
+            key, actor, opt, _ = carry
+            # Carried, so that methods without a use for it pay for it as well.
+            key = jax.random.fold_in(key, index)
+            return key, *improve(key, actor, opt, experience, hyper)
 
         return jax.lax.fori_loop(0, count, one, carry)
 
     compiled = jax.jit(many, donate_argnums=0)
     # Copies: an array that stands in several places cannot be donated.
-    carry = jax.tree.map(jnp.copy, (actor, opt, metrics))
+    carry = jax.tree.map(jnp.copy, (key, actor, opt, metrics))
 
     def run(count: int) -> None:
         nonlocal carry
@@ -333,6 +329,10 @@ def why_skipped(
     return ""
 
 
+def _tell(word: str) -> None:
+    print(word, file=sys.stderr, flush=True)
+
+
 def measure(
     parameters: float, batch: int, spec: Spec, settings: Settings
 ) -> list[Measured]:
@@ -350,7 +350,7 @@ def measure(
             word = why_skipped(name, net, batch, sgd_seconds, settings)
             if word:
                 skipped[name] = word
-                print(f"{name}, d = {net.parameters:,}, batch {batch}: skipped, {word}")
+                _tell(f"{name}, d = {net.parameters:,}, batch {batch}: skipped, {word}")
                 continue
         run = updates(name, width, batch, spec)
         runs[name] = run, _count_for(run, settings.seconds)
@@ -425,7 +425,7 @@ def check(settings: Settings) -> None:
     for name in settings.methods:
         if name not in METHODS:
             raise unknown_name("method", name, METHODS)
-    spec = Spec(settings.obs_dim, settings.action_dim, 1, settings.discrete)
+    spec = Spec(settings.obs_dim, settings.action_dim, 1)
     if min(settings.obs_dim, settings.action_dim) < 1:
         raise UsageError("--obs-dim and --action-dim must be positive")
     least = net_of(1, spec).parameters
@@ -437,20 +437,21 @@ def check(settings: Settings) -> None:
     numbers = ("seconds", "repeats", "longest", "memory")
     for name in numbers:
         if not 0.0 < getattr(settings, name) < math.inf:
-            raise UsageError(f"--{name} must be positive, not {getattr(settings, name)}")
+            raise UsageError(
+                f"--{name} must be positive, not {getattr(settings, name)}"
+            )
 
 
 def main(settings: Settings) -> None:
     """Measures every size and prints the table with its conditions."""
     check(settings)
     load = os.getloadavg()[0]
-    spec = Spec(settings.obs_dim, settings.action_dim, 1, settings.discrete)
-    measured = [
-        one
-        for parameters in settings.parameters
-        for batch in settings.batches
-        for one in measure(parameters, batch, spec, settings)
-    ]
+    spec = Spec(settings.obs_dim, settings.action_dim, 1)
+    measured: list[Measured] = []
+    for parameters in settings.parameters:
+        for batch in settings.batches:
+            measured += measure(parameters, batch, spec, settings)
+            _tell(table(measured).splitlines()[-1])
     print(table(measured))
     print()
     if told := verdict(measured):
@@ -462,8 +463,8 @@ def main(settings: Settings) -> None:
         f"{jax.local_devices()[0].device_kind} ({platform.machine()}), "
         f"{os.cpu_count()} cores, load {load:.1f} before and {os.getloadavg()[0]:.1f} "
         f"after, Python {platform.python_version()}, {versions}; "
-        f"{'softmax' if settings.discrete else 'Gaussian'} policy, O={spec.obs_dim}, "
-        f"A={spec.action_dim}, {settings.repeats} x {settings.seconds:g} s"
+        f"Gaussian policy, O={spec.obs_dim}, A={spec.action_dim}, "
+        f"{settings.repeats} x {settings.seconds:g} s"
     )
 
 

@@ -107,7 +107,7 @@ class Settings:
 
 
 def spirals() -> tuple[Array, Array]:
-    """Points `[600, 2]` of three arms and their labels `[600]`, as in docs/fisher.md."""
+    """Points `[600, 2]` and labels `[600]` of the three arms of docs/fisher.md."""
     noise = 0.2 * jax.random.normal(jax.random.key(1), (ROWS,))
     r = jax.random.uniform(jax.random.key(0), (ROWS,))
     label = jnp.arange(ROWS) % CLASSES
@@ -163,7 +163,7 @@ def train(
         with jax.numpy_dtype_promotion("standard"):
             u, state = optimiser.rule.update(grads, state, params, score=score)
         params = jax.tree.map(lambda p, d: p - rate * d, params, u)
-        seen = fisher.diagnostics(state).get("removed", jnp.float32(jnp.nan))
+        seen = fisher.diagnostics(state).get("removed", jnp.full((), jnp.nan))
         return (params, state), seen
 
     params = _NET.init(init_key, x[0])
@@ -244,7 +244,9 @@ def check(settings: Settings) -> None:
             raise unknown_name("optimiser", name, OPTIMISERS)
     for name in ("seeds", "steps", "batch"):
         if getattr(settings, name) < 1:
-            raise UsageError(f"--{name} must be positive, not {getattr(settings, name)}")
+            raise UsageError(
+                f"--{name} must be positive, not {getattr(settings, name)}"
+            )
     if not settings.optimisers or not settings.rates:
         raise UsageError("--optimisers and --rates need at least one each")
     for rate in settings.rates:

@@ -164,7 +164,7 @@ def scale_by_woodbury_fisher(
     def measure(scores: Tree, g: Tree, lam: Array) -> tuple[Tree, Array, Array]:
         gram, along = solvers.score_products(scores, g)
         length = norm2(g)
-        coefficients = solvers.woodbury_coefficients(scores, g, lam)
+        coefficients = solvers.woodbury_coefficients(gram, along, lam)
         kept = solvers.remove_scores(scores, g, coefficients)
         cos2 = jnp.mean(_cos2(along, jnp.diagonal(gram), jnp.full_like(along, length)))
         return kept, jnp.sum(along * coefficients), cos2 * length
