@@ -28,10 +28,11 @@ those of its first layer, d all parameters, B the batch.  A row costs W forwards
                each, 30 B W for 10 step lengths, B W for the old likelihoods
     npg        and, for K outputs, B (2 W + K (2 W - V) + K^2 d + K d^2) and d^3 / 3
 
-So rank 1 adds 1 / B to 4 / (3 B) of SGD's arithmetic, and element-wise work: SGD reads
-or writes about 7 d numbers (weights twice, the gradient thrice, parameters at the
-step), rank 1 the weights twice more and the gradient in three or four more sums.  That
-is what it can cost more where B is small, not the arithmetic.
+So rank 1 adds 1 / B to 4 / (3 B) of SGD's arithmetic, and passes over d numbers: SGD
+makes about 7 (weights twice, the gradient thrice, parameters twice), rank 1 reads the
+weights twice more, writes the score once, reads it thrice and the gradient once more.
+That, and some dozen tiny operations where d is small, is what it can cost, and not the
+arithmetic.
 
 What would take longer than `--longest` per update or more than `--memory` is skipped,
 with a word; both are predicted, from SGD's speed and the counts above.  Repeats are
