@@ -335,6 +335,22 @@ def test_misuse_is_told():
         region.update(G, region.init(G))
 
 
+def test_predicted_kl_keeps_its_floor_where_score_and_gradient_are_parallel():
+    """There `g.g - c v.g` is all rounding: often 0 or negative."""
+    transform = fisher.scale_by_rank1_fisher(damping := 1e-6, deflate=False)
+
+    def predicted(g):
+        state = transform.update(g, transform.init(g), score=3.0 * g)[1]
+        return state.predicted_kl, damping + state.score_norm2, fisher.norm2(g)
+
+    rows = jax.random.normal(jax.random.key(0), (100, 50))
+    got, total, length = jax.jit(jax.vmap(predicted))(rows)
+    floor = 0.5 * length / total
+    assert bool(jnp.all(got >= 0.999 * floor))
+    # Its true value, met by all whose difference has vanished.
+    assert float(jnp.mean(jnp.abs(got / floor - 1.0) < 1e-3)) > 0.2
+
+
 def test_example_of_the_documentation():
     """It runs as printed and learns; and the model's own labels keep cos2 small."""
     page = Path(__file__).parent.parent / "docs" / "fisher.md"

@@ -27,7 +27,7 @@ from flax import struct
 
 from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic, optim
-from offrl_jax.agents.actor_critic import Experience
+from offrl_jax.agents.actor_critic import Experience, PolicyStep
 from offrl_jax.agents.entry import (
     NON_NEGATIVE,
     AgentEntry,
@@ -56,8 +56,8 @@ class Hyper(actor_critic.Hyper):
     damping: float = within(NON_NEGATIVE, 1e-8)
 
 
-def make_a2c(config: Config, spec: Spec) -> Agent:
-    """Makes the agent for one structure and one `Spec`."""
+def policy_step(config: Config, spec: Spec) -> PolicyStep:
+    """How the policy moves, for one structure and one `Spec`."""
     check_choices("a2c", config)
     policy = actor_critic.make_policy(config.hidden, spec)
     adam = config.optimiser == "adam"
@@ -82,7 +82,12 @@ def make_a2c(config: Config, spec: Spec) -> Agent:
             actor = jax.tree.map(lambda p, g: p - lr * g, actor, grads)
         return actor, opt, {"grad_norm": size}
 
-    return actor_critic.make_actor_critic(config, spec, policy, init_opt, improve)
+    return PolicyStep(policy, init_opt, improve)
+
+
+def make_a2c(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    return actor_critic.make_actor_critic(config, spec, policy_step(config, spec))
 
 
 ENTRY = AgentEntry(

@@ -25,7 +25,7 @@ from flax import struct
 
 from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic
-from offrl_jax.agents.actor_critic import Config, Experience
+from offrl_jax.agents.actor_critic import Config, Experience, PolicyStep
 from offrl_jax.agents.entry import POSITIVE, UNIT, AgentEntry, within
 from offrl_jax.types import Agent, Array, Key, Metrics, Spec
 
@@ -44,8 +44,8 @@ class Hyper(actor_critic.Hyper):
     decay: float = within(UNIT, 0.99)
 
 
-def make_acktr(config: Config, spec: Spec) -> Agent:
-    """Makes the agent for one structure and one `Spec`."""
+def policy_step(config: Config, spec: Spec) -> PolicyStep:
+    """How the policy moves, for one structure and one `Spec`."""
     policy = actor_critic.make_policy(config.hidden, spec)
 
     def forward(mlp: networks.Params, obs: Array) -> Array:
@@ -83,7 +83,12 @@ def make_acktr(config: Config, spec: Spec) -> Agent:
         metrics = {"grad_norm": jnp.sqrt(fisher.norm2(grads)), "rate": rate}
         return actor, {"factors": factors, "count": count}, metrics
 
-    return actor_critic.make_actor_critic(config, spec, policy, init_opt, improve)
+    return PolicyStep(policy, init_opt, improve)
+
+
+def make_acktr(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    return actor_critic.make_actor_critic(config, spec, policy_step(config, spec))
 
 
 ENTRY = AgentEntry(

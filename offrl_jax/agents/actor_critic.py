@@ -216,6 +216,20 @@ class Improve(Protocol):
         ...
 
 
+class PolicyStep(NamedTuple):
+    """What sets on-policy agents apart: how the policy moves.
+
+    Attributes:
+      policy: from `make_policy`.
+      init_opt: `actor -> opt`, what `improve` remembers at the start.
+      improve: see `Improve`.
+    """
+
+    policy: Policy
+    init_opt: Callable[[networks.Params], Any]
+    improve: Improve
+
+
 def make_policy(hidden: tuple[int, ...], spec: Spec) -> Policy:
     """A softmax policy if `spec.discrete`, else a Gaussian one."""
     module = networks.MLP(
@@ -378,22 +392,15 @@ def shuffled(key: Key, rows: int, count: int) -> Array:
     return order[: rows // count * count].reshape(count, -1)
 
 
-def make_actor_critic(
-    config: Config,
-    spec: Spec,
-    policy: Policy,
-    init_opt: Callable[[networks.Params], Any],
-    improve: Improve,
-) -> Agent:
-    """An agent whose policy moves by `improve`.
+def make_actor_critic(config: Config, spec: Spec, step: PolicyStep) -> Agent:
+    """An agent whose policy moves by `step`.
 
     Args:
       config: structure.
       spec: of the task.
-      policy: from `make_policy`.
-      init_opt: `actor -> opt`, what `improve` remembers at the start.
-      improve: see `Improve`.
+      step: the agent's own.
     """
+    policy, init_opt, improve = step
     critic = networks.Value(
         config.hidden,
         hidden_init=_HIDDEN_INIT,

@@ -22,7 +22,7 @@ from flax import struct
 
 from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic
-from offrl_jax.agents.actor_critic import Experience
+from offrl_jax.agents.actor_critic import Experience, PolicyStep
 from offrl_jax.agents.entry import COUNT, POSITIVE, AgentEntry, within
 from offrl_jax.types import Agent, Array, Key, Metrics, Spec
 
@@ -43,8 +43,8 @@ class Hyper(actor_critic.Hyper):
     damping: float = within(POSITIVE, 1e-3)
 
 
-def make_npg_full(config: Config, spec: Spec) -> Agent:
-    """Makes the agent for one structure and one `Spec`."""
+def policy_step(config: Config, spec: Spec) -> PolicyStep:
+    """How the policy moves, for one structure and one `Spec`."""
     policy = actor_critic.make_policy(config.hidden, spec)
 
     def outputs(actor: networks.Params, obs: Array) -> Any:
@@ -73,9 +73,12 @@ def make_npg_full(config: Config, spec: Spec) -> Agent:
         }
         return actor, opt, metrics
 
-    return actor_critic.make_actor_critic(
-        config, spec, policy, lambda actor: (), improve
-    )
+    return PolicyStep(policy, lambda actor: (), improve)
+
+
+def make_npg_full(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    return actor_critic.make_actor_critic(config, spec, policy_step(config, spec))
 
 
 ENTRY = AgentEntry(

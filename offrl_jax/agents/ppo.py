@@ -23,7 +23,7 @@ from flax import struct
 
 from offrl_jax import networks
 from offrl_jax.agents import actor_critic, optim
-from offrl_jax.agents.actor_critic import Experience
+from offrl_jax.agents.actor_critic import Experience, PolicyStep
 from offrl_jax.agents.entry import COUNT, POSITIVE, AgentEntry, within
 from offrl_jax.types import Agent, Array, Key, Metrics, Spec
 
@@ -48,8 +48,8 @@ class Hyper(actor_critic.Hyper):
     clip: float = within(POSITIVE, 0.2)
 
 
-def make_ppo(config: Config, spec: Spec) -> Agent:
-    """Makes the agent for one structure and one `Spec`."""
+def policy_step(config: Config, spec: Spec) -> PolicyStep:
+    """How the policy moves, for one structure and one `Spec`."""
     policy = actor_critic.make_policy(config.hidden, spec)
 
     def loss(
@@ -85,9 +85,12 @@ def make_ppo(config: Config, spec: Spec) -> Agent:
         )
         return actor, opt, {"clipped": jnp.mean(clipped)}
 
-    return actor_critic.make_actor_critic(
-        config, spec, policy, optim.adam_init, improve
-    )
+    return PolicyStep(policy, optim.adam_init, improve)
+
+
+def make_ppo(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    return actor_critic.make_actor_critic(config, spec, policy_step(config, spec))
 
 
 ENTRY = AgentEntry(

@@ -43,7 +43,7 @@ from flax import struct
 
 from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic
-from offrl_jax.agents.actor_critic import Experience
+from offrl_jax.agents.actor_critic import Experience, PolicyStep
 from offrl_jax.agents.entry import (
     POSITIVE,
     AgentEntry,
@@ -80,8 +80,8 @@ class Hyper(actor_critic.Hyper):
     kl: float = within(POSITIVE, 0.01)
 
 
-def make_rank1_ac(config: Config, spec: Spec) -> Agent:
-    """Makes the agent for one structure and one `Spec`."""
+def policy_step(config: Config, spec: Spec) -> PolicyStep:
+    """How the policy moves, for one structure and one `Spec`."""
     check_choices("rank1_ac", config)
     policy = actor_critic.make_policy(config.hidden, spec)
 
@@ -154,7 +154,12 @@ def make_rank1_ac(config: Config, spec: Spec) -> Agent:
         }
         return actor, {"fisher": found, "average": average}, metrics
 
-    return actor_critic.make_actor_critic(config, spec, policy, init_opt, improve)
+    return PolicyStep(policy, init_opt, improve)
+
+
+def make_rank1_ac(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    return actor_critic.make_actor_critic(config, spec, policy_step(config, spec))
 
 
 ENTRY = AgentEntry(

@@ -26,7 +26,7 @@ from flax import struct
 
 from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic
-from offrl_jax.agents.actor_critic import Experience
+from offrl_jax.agents.actor_critic import Experience, PolicyStep
 from offrl_jax.agents.entry import (
     COUNT,
     OPEN_UNIT,
@@ -61,8 +61,8 @@ class Hyper(actor_critic.Hyper):
     backtrack: float = within(OPEN_UNIT, 0.5)
 
 
-def make_trpo(config: Config, spec: Spec) -> Agent:
-    """Makes the agent for one structure and one `Spec`."""
+def policy_step(config: Config, spec: Spec) -> PolicyStep:
+    """How the policy moves, for one structure and one `Spec`."""
     policy = actor_critic.make_policy(config.hidden, spec)
 
     def improve(
@@ -112,9 +112,12 @@ def make_trpo(config: Config, spec: Spec) -> Agent:
         }
         return tried(length), opt, metrics
 
-    return actor_critic.make_actor_critic(
-        config, spec, policy, lambda actor: (), improve
-    )
+    return PolicyStep(policy, lambda actor: (), improve)
+
+
+def make_trpo(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    return actor_critic.make_actor_critic(config, spec, policy_step(config, spec))
 
 
 ENTRY = AgentEntry(

@@ -22,7 +22,7 @@ from flax import struct
 
 from offrl_jax import fisher, networks
 from offrl_jax.agents import actor_critic
-from offrl_jax.agents.actor_critic import Experience
+from offrl_jax.agents.actor_critic import Experience, PolicyStep
 from offrl_jax.agents.entry import (
     COUNT,
     POSITIVE,
@@ -57,8 +57,8 @@ class Hyper(actor_critic.Hyper):
     kl: float = within(POSITIVE, 0.01)
 
 
-def make_woodbury_ac(config: Config, spec: Spec) -> Agent:
-    """Makes the agent for one structure and one `Spec`."""
+def policy_step(config: Config, spec: Spec) -> PolicyStep:
+    """How the policy moves, for one structure and one `Spec`."""
     check_choices("woodbury_ac", config)
     policy = actor_critic.make_policy(config.hidden, spec)
 
@@ -102,7 +102,12 @@ def make_woodbury_ac(config: Config, spec: Spec) -> Agent:
 
     # The rule's state does not depend on its numbers.
     init_opt = rule(1.0, 1.0, 1.0).init
-    return actor_critic.make_actor_critic(config, spec, policy, init_opt, improve)
+    return PolicyStep(policy, init_opt, improve)
+
+
+def make_woodbury_ac(config: Config, spec: Spec) -> Agent:
+    """Makes the agent for one structure and one `Spec`."""
+    return actor_critic.make_actor_critic(config, spec, policy_step(config, spec))
 
 
 ENTRY = AgentEntry(

@@ -260,9 +260,8 @@ def score_products(scores: Tree, gradient: Tree) -> tuple[Array, Array]:
     return tree_algebra.total(grams), tree_algebra.total(alongs)
 
 
-def woodbury_coefficients(scores: Tree, gradient: Tree, damping: Numeric) -> Array:
-    """`(k damping I + V V^T)^-1 V g`, `[k]`."""
-    gram, along = score_products(scores, gradient)
+def woodbury_coefficients(gram: Array, along: Array, damping: Numeric) -> Array:
+    """`(k damping I + V V^T)^-1 V g`, `[k]`, of what `score_products` returns."""
     count = gram.shape[0]
     ridge = float(count) * jnp.asarray(damping, gram.dtype)
     return solve_spd(gram + ridge * jnp.eye(count, dtype=gram.dtype), along)
@@ -270,9 +269,8 @@ def woodbury_coefficients(scores: Tree, gradient: Tree, damping: Numeric) -> Arr
 
 def woodbury_deflation(scores: Tree, gradient: Tree, damping: Numeric) -> Tree:
     """`g - V^T (k damping I + V V^T)^-1 V g`: `damping` times `woodbury_direction`."""
-    return remove_scores(
-        scores, gradient, woodbury_coefficients(scores, gradient, damping)
-    )
+    coefficients = woodbury_coefficients(*score_products(scores, gradient), damping)
+    return remove_scores(scores, gradient, coefficients)
 
 
 def remove_scores(scores: Tree, gradient: Tree, coefficients: Array) -> Tree:

@@ -164,7 +164,7 @@ def scale_by_woodbury_fisher(
     def measure(scores: Tree, g: Tree, lam: Array) -> tuple[Tree, Array, Array]:
         gram, along = solvers.score_products(scores, g)
         length = norm2(g)
-        coefficients = solvers.woodbury_coefficients(scores, g, lam)
+        coefficients = solvers.woodbury_coefficients(gram, along, lam)
         kept = solvers.remove_scores(scores, g, coefficients)
         cos2 = jnp.mean(_cos2(along, jnp.diagonal(gram), jnp.full_like(along, length)))
         return kept, jnp.sum(along * coefficients), cos2 * length
@@ -190,6 +190,18 @@ def _cos2(along: Array, size: Array, length: Array) -> Array:
     cosine = along / jnp.sqrt(jnp.where(known, size, 1.0))
     cosine = cosine / jnp.sqrt(jnp.where(known, length, 1.0))
     return jnp.where(known, jnp.square(cosine), 0.0)
+
+
+def _along(length: Array, removed: Array, damping: Array, size: Array) -> Array:
+    """`u . g` of the deflated u, without another pass over parameters.
+
+    `g.g - c . V g`, and not below `g.g damping / (damping + |v|^2)`, which no F of that
+    trace undercuts: where the difference has lost its digits, the bound has not.
+    """
+    damping, size = damping.astype(length.dtype), size.astype(length.dtype)
+    total = damping + size
+    share = jnp.where(total > 0.0, damping / jnp.where(total > 0.0, total, 1.0), 0.0)
+    return jnp.maximum(length - removed, share * length)
 
 
 def _transformation(
@@ -254,11 +266,12 @@ def _transformation(
             corrected = average / (1.0 - rho ** count.astype(jnp.float32))
             lam = jnp.maximum(lam * corrected, _SMALLEST_DAMPING)
 
-        parts, taken, aligned, quadratic = [], [], [], []
+        parts, taken, aligned, quadratic, lengths = [], [], [], [], []
         for index, (v, g) in enumerate(zip(scores, gradients, strict=True)):
             kept, removed, cos2 = measure(v, g, lam[index])
+            lengths.append(norm2(g))
             # u^T F u: u . g for u = F^-1 g, damping u . g for u = damping F^-1 g.
-            form = inner(kept, g)
+            form = _along(lengths[-1], removed, lam[index], sizes[index])
             if deflate:
                 form = form * lam[index].astype(form.dtype)
             else:
@@ -275,7 +288,7 @@ def _transformation(
             step = trust_region_rate(kl, largest_step, form)
             emitted = tree_algebra.scaled(step, emitted)
 
-        length = norm2(updates)
+        length = tree_algebra.total(lengths)
         length = jnp.where(length > 0.0, length, 1.0)
         new = ScaleByFisherState(
             count=count,
