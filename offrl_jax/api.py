@@ -91,10 +91,16 @@ def make_agent(
       `(agent, hyper)`.
 
     Raises:
-      UsageError: an unknown agent, preset or setting, or a senseless value.
+      UsageError: an unknown agent, preset or setting, a senseless value, or an agent
+        that does not know actions of this kind.
     """
     name, preset = parse_label(label)
     entry = get_entry(name)
+    if spec.discrete and not entry.on_policy:
+        raise UsageError(
+            f"{name} has a policy of continuous actions, and the task's are "
+            "alternatives; choose an on-policy agent such as ppo"
+        )
     config, hyper = resolve(entry, family=family, preset=preset, overrides=settings)
     return entry.make(config, spec), hyper
 

@@ -68,12 +68,16 @@ def agents(name: str | None) -> None:
 def _one_agent(console: Console, entry: AgentEntry) -> None:
     console.print(f"{entry.title}  ({entry.reference})")
     table = _table("setting", "default", "allowed", "kind", right=("default",))
+    base = {**entry.base.config, **entry.base.hyper}
     for kind, cls in (("structure", entry.config), ("number", entry.hyper)):
         for field in dataclasses.fields(cls):
             choices = " ".join(field.metadata.get("choices", ()))
             allowed = str(field.metadata.get("range", choices))
-            table.add_row(field.name, _value(field.default), allowed, kind)
+            default = base.get(field.name, field.default)
+            table.add_row(field.name, _value(default), allowed, kind)
     console.print(table, soft_wrap=False)
+    if base:
+        console.print(f"defaults of its own: {' '.join(base)}  [{entry.base.source}]")
     for what, layers in (("preset", entry.presets), ("family", entry.families)):
         for name, layer in layers.items():
             values = {**layer.config, **layer.hyper}

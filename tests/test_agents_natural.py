@@ -11,8 +11,10 @@ import pytest
 
 from offrl_jax import fisher
 from offrl_jax.agents import optim
+from offrl_jax.agents.actor_critic import Experience
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY
+from offrl_jax.errors import UsageError
 from offrl_jax.types import Spec, Transitions
 
 SPECS = {"gaussian": Spec(3, 2, 10), "softmax": Spec(3, 4, 10, discrete=True)}
@@ -129,6 +131,82 @@ def test_kronecker_factors_are_nearer_to_the_full_gradient_than_plain_steps(spec
     full = step("npg_full", spec, **settings)
     factored = step("acktr", spec, **settings)
     assert cosine(factored, full) > cosine(plain(spec), full) + 0.1
+
+
+def test_ppo_is_clipped_from_above_for_good_actions():
+    """Two epochs from the same start: with a clip of nearly nothing the second one
+    moves the policy only by Adam's momentum, so it goes less far than unclipped."""
+    far = step("ppo", SPECS["gaussian"], epochs=6, batches=1, actor_lr=0.01, clip=100.0)
+    near = step("ppo", SPECS["gaussian"], epochs=6, batches=1, actor_lr=0.01, clip=1e-4)
+    assert np.linalg.norm(near) < 0.95 * np.linalg.norm(far)
+
+
+def test_trpo_takes_the_longest_step_that_is_good(spec):
+    """Recomputed: the accepted step raises the surrogate within the KL, and where the
+    search went back, the step before it did not."""
+    from offrl_jax.agents import trpo
+
+    config = trpo.Config(**{**TINY, "iterations": 10})
+    hyper = jax.tree.map(jnp.float32, trpo.Hyper(actor_lr=5.0, backtrack=0.6))
+    own = trpo.policy_step(config, spec)
+    actor = own.policy.init(jax.random.key(0), hyper)
+    obs = jax.random.normal(jax.random.key(1), (64, spec.obs_dim))
+    action = own.policy.sample(jax.random.key(2), actor, obs)
+    advantage = jnp.sin(3.0 * obs[:, 0]) * action[:, 0]
+    given = Experience(obs, action, advantage)
+    after, _, metrics = own.improve(jax.random.key(3), actor, (), given, hyper)
+    old = own.policy.log_prob(actor, obs, action)
+
+    def is_good(params) -> bool:
+        ratio = jnp.exp(own.policy.log_prob(params, obs, action) - old)
+        kl = jnp.mean(own.policy.divergence(actor, params, obs))
+        return bool(jnp.mean(ratio * advantage) > jnp.mean(advantage)) and bool(
+            kl <= hyper.kl
+        )
+
+    assert is_good(after)
+    longer = jax.tree.map(lambda a, b: a + (b - a) / 0.6, actor, after)
+    assert float(metrics["accepted"]) == 1.0
+    assert not is_good(longer), "five times too long at first: the search went back"
+
+
+def test_what_is_left_out_is_the_pairs_own_term(spec):
+    """With hardly any weight on v, the step is that of all other rows."""
+    from offrl_jax.agents import actor_critic, rank1_ac
+
+    config = rank1_ac.Config(**TINY, vector="left_out")
+    hyper = jax.tree.map(jnp.float32, rank1_ac.Hyper(actor_lr=0.01, damping=1e8))
+    own = rank1_ac.policy_step(config, spec)
+    actor = own.policy.init(jax.random.key(0), hyper)
+    obs = jax.random.normal(jax.random.key(1), (64, spec.obs_dim))
+    action = own.policy.sample(jax.random.key(2), actor, obs)
+    advantage = jax.random.normal(jax.random.key(5), (64,))
+    key = jax.random.key(3)
+    given = Experience(obs, action, advantage)
+    after, *_ = own.improve(key, actor, own.init_opt(actor), given, hyper)
+    moved_by = flat(after) - flat(actor)
+
+    def without(j: int) -> np.ndarray:
+        keep = np.delete(np.arange(64), j)
+        rest = Experience(*(x[keep] for x in given))
+        grads = jax.grad(actor_critic.objective, argnums=1)(
+            own.policy, actor, rest, jnp.float32(0.0)
+        )
+        return -0.01 * flat(grads)
+
+    nearest = min(np.abs(moved_by - without(j)).max() for j in range(64))
+    assert nearest < 1e-5 * np.abs(moved_by).max() + 1e-7
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("ppo", "batches"), ("a2c", "critic_batches")]
+)
+def test_more_minibatches_than_transitions_are_told(name, setting, spec):
+    entry = REGISTRY[name]
+    overrides = {**TINY, setting: 65}
+    config, _ = resolve(entry, family="", preset=None, overrides=overrides)
+    with pytest.raises(UsageError, match=f"'{setting}' of .* is 65.* only 64"):
+        entry.make(config, spec)
 
 
 def linear(params, obs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -286,6 +287,26 @@ class TestLists:
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert ["expectile", "0.7", "(0,", "1)", "number"] in lines
         assert ["hidden", "256,256", "[1,", "inf)", "structure"] in lines
+
+    def test_defaults_shown_are_those_that_run(self, home, capsys):
+        """Also of an agent that is another one with settings of its own."""
+        from offrl_jax.agents.entry import resolve
+        from offrl_jax.agents.registry import REGISTRY
+
+        for name in ("rank1_iql", "iql", "rank1_ac"):
+            assert offrl("agents", name) == 0
+            lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+            shown = {line[0]: line[1] for line in lines if len(line) > 2}
+            config, hyper = resolve(
+                REGISTRY[name], family="", preset=None, overrides={}
+            )
+            for settings in (config, hyper):
+                for field in dataclasses.fields(settings):
+                    value = getattr(settings, field.name)
+                    if isinstance(value, float):
+                        assert float(shown[field.name]) == value
+                    elif isinstance(value, str):
+                        assert shown[field.name] == value
 
     def test_agents_lists_all(self, home, capsys):
         from offrl_jax.agents.registry import REGISTRY

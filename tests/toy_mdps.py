@@ -22,7 +22,7 @@ N = 512
 SPEC = Spec(obs_dim=2, action_dim=1, horizon=2)
 TINY = {"hidden": (32, 32), "batch_size": 64, "obs_transform": "none"}
 # Of agents that gather their own experience: a rollout of as many transitions.
-TINY_ROLLOUT = {"hidden": (8, 8), "environments": 4, "steps": 16}
+TINY_ROLLOUT = {"hidden": (8,), "environments": 4, "steps": 16}
 # Further counts of single agents, where theirs would be most of the tests' time.
 TINY_OF = {
     "misa": {"samples": 4, "chains": 2, "draws": 2, "burn_in": 1},

@@ -274,7 +274,8 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         action, log_prob = draw(action_key, policy)
         q = networks.smallest_q(critic, critics, obs, action)
         density = log_beta(density_key, frozen.behaviour, obs, action)
-        # Over alpha: its scale does not matter to Adam, but does to the metric.
+        # Over alpha: its scale does not matter to Adam, but to the metric, and to
+        # `actor_optimiser` of another kind.
         return jnp.mean(log_prob - frozen.kappa * density - q / alpha)
 
     def threshold_of(
@@ -376,7 +377,8 @@ def make_acpo(config: Config, spec: Spec) -> Agent:
         (grads,) = pull_back(slope)
         actor_params, actor_opt = optim.actor_step(
             config.actor_optimiser,
-            actor_key,
+            # The key itself is spent; 0 and 1 would be what `split` makes of it.
+            jax.random.fold_in(actor_key, 2),
             policy_of,
             batch.obs,
             grads,
@@ -445,7 +447,7 @@ ENTRY = AgentEntry(
     presets={
         "rank1": Preset(
             config={"actor_optimiser": "rank1"},
-            hyper={"actor_lr": 0.03},
+            hyper={"actor_lr": 1e-3},
             source="ours: rank-1 natural gradients for the policy, untuned",
         ),
         "quick": Preset(

@@ -40,6 +40,7 @@ from offrl_jax.agents.entry import (
     Range,
     within,
 )
+from offrl_jax.errors import UsageError
 from offrl_jax.types import (
     Agent,
     Array,
@@ -106,8 +107,9 @@ class Hyper:
 def presets(**more: Preset) -> dict[str, Preset]:
     """The presets that all on-policy agents have, and `more` of one agent's own.
 
-    Critic, network and rollouts are the same for all, so that agents differ by how
-    their policies move; a preset of an agent's own goes over `quick`.
+    Critic and network are the same for all, so that agents differ by how their policies
+    move (and in `quick` by the length of their rollouts); a preset of an agent's own
+    goes over `quick`.
     """
     quick = Preset(
         config={"hidden": (16, 16), "critic_epochs": 4, "critic_batches": 4},
@@ -382,6 +384,19 @@ def objective(
     return -jnp.mean(experience.advantage * log_prob) - bonus
 
 
+def check_batches(agent: str, name: str, count: int, rows: int) -> None:
+    """Refuses more minibatches than a rollout has transitions.
+
+    Raises:
+      UsageError: `count`, the setting `name` of `agent`, is above `rows`.
+    """
+    if count > rows:
+        raise UsageError(
+            f"setting '{name}' of {agent} is {count}, but a rollout has only {rows} "
+            "transitions (steps x environments); choose fewer minibatches"
+        )
+
+
 def shuffled(key: Key, rows: int, count: int) -> Array:
     """A random partition of `rows` indices into `count` equal minibatches.
 
@@ -399,6 +414,9 @@ def make_actor_critic(config: Config, spec: Spec, step: PolicyStep) -> Agent:
       config: structure.
       spec: of the task.
       step: the agent's own.
+
+    Raises:
+      UsageError: more minibatches than a rollout has transitions.
     """
     policy, init_opt, improve = step
     critic = networks.Value(
@@ -409,6 +427,7 @@ def make_actor_critic(config: Config, spec: Spec, step: PolicyStep) -> Agent:
     )
     rollout = config.steps, config.environments
     rows = config.steps * config.environments
+    check_batches("an on-policy agent", "critic_batches", config.critic_batches, rows)
 
     def init(key: Key, hyper: Any) -> State:
         actor_key, critic_key = jax.random.split(key)

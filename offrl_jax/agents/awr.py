@@ -204,7 +204,7 @@ ENTRY = AgentEntry(
     presets={
         "rank1": Preset(
             config={"actor_optimiser": "rank1"},
-            hyper={"actor_lr": 0.03},
+            hyper={"actor_lr": 1e-3},
             source="ours: rank-1 natural gradients for the policy, untuned",
         ),
         "quick": Preset(

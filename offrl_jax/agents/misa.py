@@ -387,7 +387,8 @@ def make_misa(config: Config, spec: Spec) -> Agent:
         (grads,) = pull_back(slope)
         actor_params, actor_opt = optim.actor_step(
             config.actor_optimiser,
-            actor_key,
+            # The key itself is spent; 0 and 1 would be what `split` makes of it.
+            jax.random.fold_in(actor_key, 2),
             policy_of,
             batch.obs,
             grads,
@@ -455,7 +456,7 @@ ENTRY = AgentEntry(
     presets={
         "rank1": Preset(
             config={"actor_optimiser": "rank1"},
-            hyper={"actor_lr": 0.03},
+            hyper={"actor_lr": 1e-3},
             source="ours: rank-1 natural gradients for the policy, untuned",
         ),
         "quick": Preset(

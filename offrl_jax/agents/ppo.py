@@ -50,6 +50,8 @@ class Hyper(actor_critic.Hyper):
 
 def policy_step(config: Config, spec: Spec) -> PolicyStep:
     """How the policy moves, for one structure and one `Spec`."""
+    everything = config.steps * config.environments
+    actor_critic.check_batches("ppo", "batches", config.batches, everything)
     policy = actor_critic.make_policy(config.hidden, spec)
 
     def loss(

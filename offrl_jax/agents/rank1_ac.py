@@ -16,12 +16,13 @@ With `step = trust_region` the rate is at most
 
     sqrt(2 * kl / (damping * <g - c v, g>)) ,
 
-the one at which the model's KL is `kl` (no pass over the data, no conjugate gradient).
+the one at which the damped one-sample model's KL is `kl`, without a pass over the data;
+the policy's own may be tens of times as large.
 
 `vector` says which v:
 
     pair        of one pair of the rollout, drawn uniformly: the paper, as reported
-    left_out    the same, and g is the gradient of all others: v and g independent
+    left_out    the same, and g is without that pair's term
     fresh       of one state of the rollout with a new action of the policy: one sample
                 of the true Fisher
     mean        the mean score of the rollout
@@ -52,6 +53,7 @@ from offrl_jax.agents.entry import (
     one_of,
     within,
 )
+from offrl_jax.errors import UsageError
 from offrl_jax.types import Agent, Array, Key, Metrics, Spec
 
 VECTORS = ("pair", "left_out", "fresh", "mean", "gradient", "average")
@@ -83,6 +85,8 @@ class Hyper(actor_critic.Hyper):
 def policy_step(config: Config, spec: Spec) -> PolicyStep:
     """How the policy moves, for one structure and one `Spec`."""
     check_choices("rank1_ac", config)
+    if config.vector == "left_out" and config.steps * config.environments == 1:
+        raise UsageError("vector 'left_out' of rank1_ac needs rollouts of two or more")
     policy = actor_critic.make_policy(config.hidden, spec)
 
     in_region = config.step == "trust_region"

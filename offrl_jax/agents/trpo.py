@@ -104,13 +104,18 @@ def policy_step(config: Config, spec: Spec) -> PolicyStep:
         )
         good = jax.lax.map(check, lengths)
         # The first, which is the longest, of the good ones.
-        length = jnp.where(jnp.any(good), lengths[jnp.argmax(good)], 0.0)
+        found = jnp.any(good)
+        length = jnp.where(found, lengths[jnp.argmax(good)], 0.0)
+        # Not a step of length 0, which is NaN along a direction that is not finite.
+        moved = jax.tree.map(
+            lambda new, old: jnp.where(found, new, old), tried(length), actor
+        )
         metrics = {
-            "accepted": jnp.any(good).astype(jnp.float32),
+            "accepted": found.astype(jnp.float32),
             "residual": residual,
             "step": length,
         }
-        return tried(length), opt, metrics
+        return moved, opt, metrics
 
     return PolicyStep(policy, lambda actor: (), improve)
 
