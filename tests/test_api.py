@@ -53,3 +53,11 @@ def test_unknown_names(store: Store):
         offrl_jax.train("bc", "classic/pendulm-mixed-v0", data_dir=store.path)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = offrl_jax.trian
+
+
+def test_offline_agents_refuse_alternatives():
+    spec = Spec(4, 2, 500, discrete=True)
+    with pytest.raises(UsageError, match="iql has a policy of continuous actions"):
+        offrl_jax.make_agent("iql", spec)
+    agent, _ = offrl_jax.make_agent("ppo@quick", spec)
+    assert agent.collection is not None
