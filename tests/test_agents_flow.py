@@ -50,7 +50,7 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled(name: str, config: Any) -> Compiled:
-    init, act, (phase,), _ = registry.get_entry(name).make(config, SPEC)
+    init, act, (phase,), *_ = registry.get_entry(name).make(config, SPEC)
     return Compiled(jax.jit(init), jax.jit(phase.update), jax.jit(act))
 
 
