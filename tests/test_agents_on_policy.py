@@ -12,7 +12,7 @@ from flax import linen as nn
 from toy_mdps import lab
 
 from offrl_jax import networks
-from offrl_jax.agents import actor_critic
+from offrl_jax.agents import actor_critic, optim
 from offrl_jax.agents.registry import REGISTRY
 from offrl_jax.types import Spec, Transitions
 
@@ -165,10 +165,10 @@ def test_moments_are_those_of_everything_seen():
 
 
 def test_minibatches_are_a_partition():
-    found = np.asarray(actor_critic.shuffled(jax.random.key(0), 12, 3))
+    found = np.asarray(optim.shuffled(jax.random.key(0), 12, 3))
     assert found.shape == (3, 4) and sorted(found.ravel()) == list(range(12))
     assert not np.array_equal(found.ravel(), np.arange(12))
-    assert actor_critic.shuffled(jax.random.key(0), 13, 3).shape == (3, 4)
+    assert optim.shuffled(jax.random.key(0), 13, 3).shape == (3, 4)
 
 
 @pytest.mark.parametrize("name", ON_POLICY)

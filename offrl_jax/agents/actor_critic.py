@@ -40,7 +40,6 @@ from offrl_jax.agents.entry import (
     Range,
     within,
 )
-from offrl_jax.errors import UsageError
 from offrl_jax.types import (
     Agent,
     Array,
@@ -384,29 +383,6 @@ def objective(
     return -jnp.mean(experience.advantage * log_prob) - bonus
 
 
-def check_batches(agent: str, name: str, count: int, rows: int) -> None:
-    """Refuses more minibatches than a rollout has transitions.
-
-    Raises:
-      UsageError: `count`, the setting `name` of `agent`, is above `rows`.
-    """
-    if count > rows:
-        raise UsageError(
-            f"setting '{name}' of {agent} is {count}, but a rollout has only {rows} "
-            "transitions (steps x environments); choose fewer minibatches"
-        )
-
-
-def shuffled(key: Key, rows: int, count: int) -> Array:
-    """A random partition of `rows` indices into `count` equal minibatches.
-
-    Returns:
-      `[count, rows // count]`; what is left over is left out this time.
-    """
-    order = jax.random.permutation(key, rows)
-    return order[: rows // count * count].reshape(count, -1)
-
-
 def make_actor_critic(config: Config, spec: Spec, step: PolicyStep) -> Agent:
     """An agent whose policy moves by `step`.
 
@@ -427,7 +403,9 @@ def make_actor_critic(config: Config, spec: Spec, step: PolicyStep) -> Agent:
     )
     rollout = config.steps, config.environments
     rows = config.steps * config.environments
-    check_batches("an on-policy agent", "critic_batches", config.critic_batches, rows)
+    optim.check_batches(
+        "an on-policy agent", "critic_batches", config.critic_batches, rows
+    )
 
     def init(key: Key, hyper: Any) -> State:
         actor_key, critic_key = jax.random.split(key)
@@ -453,7 +431,7 @@ def make_actor_critic(config: Config, spec: Spec, step: PolicyStep) -> Agent:
             return optim.adam_step(grads, opt, params, hyper.critic_lr), loss
 
         keys = jax.random.split(key, config.critic_epochs)
-        cut = functools.partial(shuffled, rows=rows, count=config.critic_batches)
+        cut = functools.partial(optim.shuffled, rows=rows, count=config.critic_batches)
         batches = jax.vmap(cut)(keys).reshape(-1, rows // config.critic_batches)
         start = state.critic, state.critic_opt
         (params, opt), losses = jax.lax.scan(step, start, batches)

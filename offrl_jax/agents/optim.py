@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from offrl_jax import distributions, fisher
+from offrl_jax.errors import UsageError
 from offrl_jax.types import Array, Key, Transitions
 
 Tree = TypeVar("Tree")
@@ -147,3 +148,26 @@ def minibatches(batch: Transitions, count: int) -> list[Transitions]:
         jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch)
         for i in range(count)
     ]
+
+
+def check_batches(agent: str, name: str, count: int, rows: int) -> None:
+    """Refuses more minibatches than a rollout has transitions.
+
+    Raises:
+      UsageError: `count`, the setting `name` of `agent`, is above `rows`.
+    """
+    if count > rows:
+        raise UsageError(
+            f"setting '{name}' of {agent} is {count}, but a rollout has only {rows} "
+            "transitions (steps x environments); choose fewer minibatches"
+        )
+
+
+def shuffled(key: Key, rows: int, count: int) -> Array:
+    """A random partition of `rows` indices into `count` equal minibatches.
+
+    Returns:
+      `[count, rows // count]`; what is left over is left out this time.
+    """
+    order = jax.random.permutation(key, rows)
+    return order[: rows // count * count].reshape(count, -1)

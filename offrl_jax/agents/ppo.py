@@ -51,7 +51,7 @@ class Hyper(actor_critic.Hyper):
 def policy_step(config: Config, spec: Spec) -> PolicyStep:
     """How the policy moves, for one structure and one `Spec`."""
     everything = config.steps * config.environments
-    actor_critic.check_batches("ppo", "batches", config.batches, everything)
+    optim.check_batches("ppo", "batches", config.batches, everything)
     policy = actor_critic.make_policy(config.hidden, spec)
 
     def loss(
@@ -79,9 +79,7 @@ def policy_step(config: Config, spec: Spec) -> PolicyStep:
             return optim.adam_step(grads, opt, actor, hyper.actor_lr), clipped
 
         keys = jax.random.split(key, config.epochs)
-        batches = jax.vmap(
-            lambda key: actor_critic.shuffled(key, rows, config.batches)
-        )(keys)
+        batches = jax.vmap(lambda key: optim.shuffled(key, rows, config.batches))(keys)
         (actor, opt), clipped = jax.lax.scan(
             step, (actor, opt), batches.reshape(-1, rows // config.batches)
         )
