@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from offrl_jax import distributions, networks
+from offrl_jax import distributions, fisher, networks
 from offrl_jax.agents import optim
 from offrl_jax.agents.entry import (
     COUNT,
@@ -272,9 +272,7 @@ def _softmax(module: networks.MLP, spec: Spec) -> Policy:
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def divergence(old: networks.Params, new: networks.Params, obs: Array) -> Array:
-        log_p = jax.nn.log_softmax(logits(old, obs))
-        log_q = jax.nn.log_softmax(logits(new, obs))
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+        return fisher.categorical_kl(logits(old, obs), logits(new, obs))
 
     return Policy(init, logits, draw, likelihood, mode, entropy, divergence, True)
 
@@ -309,9 +307,7 @@ def _gaussian(module: networks.MLP, spec: Spec) -> Policy:
     def divergence(old: networks.Params, new: networks.Params, obs: Array) -> Array:
         before, after = mean(old, obs), mean(new, obs)
         log_std, new_log_std = wide(old["log_std"], before), wide(new["log_std"], after)
-        square = jnp.exp(2.0 * log_std) + jnp.square(before - after)
-        ratio = 0.5 * square * jnp.exp(-2.0 * new_log_std)
-        return jnp.sum(new_log_std - log_std + ratio - 0.5, axis=-1)
+        return fisher.gaussian_kl(before, log_std, after, new_log_std)
 
     return Policy(init, mean, draw, likelihood, mode, entropy, divergence, False)
 
@@ -376,8 +372,17 @@ def _standardised(moments: Moments, obs: Array) -> Array:
 def objective(
     policy: Policy, actor: networks.Params, experience: Experience, entropy: Array
 ) -> Array:
-    """`-mean A log pi(a | s) - entropy * mean H(pi(. | s))`: its gradient is that of
-    the policy gradient theorem, with the sign of a loss."""
+    """`-mean A log pi(a | s) - entropy * mean H(pi(. | s))`, `[]`.
+
+    Its gradient is that of the policy gradient theorem (Sutton et al. 2000), with the
+    sign of a loss.
+
+    Args:
+      policy: the family.
+      actor: its parameters.
+      experience: leading axis B.
+      entropy: `[]`, weight of the bonus, in advantages per nat.
+    """
     log_prob = policy.log_prob(actor, experience.obs, experience.action)
     bonus = entropy * jnp.mean(policy.entropy(actor, experience.obs))
     return -jnp.mean(experience.advantage * log_prob) - bonus

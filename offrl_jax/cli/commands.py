@@ -41,7 +41,8 @@ class Benchmark:
     suite: Positional[
         Annotated[str | None, arg(metavar="[SUITE]", help_behavior_hint="")]
     ] = None
-    """quick, classic, neorl2 or a file. Default: quick, on an accelerator classic."""
+    """A suite's name, such as quick, classic, neorl2 or onpolicy, or a file. Default:
+    quick, on an accelerator classic."""
     agents: Names = None
     """Only these agents: names, or NAME@PRESET. Default: the suite's."""
     tasks: Names = None

@@ -86,7 +86,6 @@ def gaussian_kl(
     mean: Array, log_std: Array, other_mean: Array, other_log_std: Array
 ) -> Array:
     """`KL(p || q)` in nats of diagonal Gaussians, each `[..., A]`, to `[...]`."""
-    ratio = jnp.exp(2.0 * (log_std - other_log_std))
-    distance = jnp.square((mean - other_mean) * jnp.exp(-other_log_std))
-    per_dim = 0.5 * (ratio + distance - 1.0) + other_log_std - log_std
-    return jnp.sum(per_dim, axis=-1)
+    square = jnp.exp(2.0 * log_std) + jnp.square(mean - other_mean)
+    ratio = 0.5 * square * jnp.exp(-2.0 * other_log_std)
+    return jnp.sum(other_log_std - log_std + ratio - 0.5, axis=-1)
