@@ -60,10 +60,10 @@ def aggregate(own: Values, ranked: Sequence[str], tasks: Sequence[str]) -> Stand
     several = any(len(own[task]) > 1 for task in ranked)
     return Standing(
         means,
-        iqm=_bounds(pooled.iqm, several),
-        mean=_bounds(pooled.mean, several),
-        median=_bounds(pooled.median, several),
-        optimality_gap=_bounds(pooled.optimality_gap, several),
+        iqm=bounds(pooled.iqm, several),
+        mean=bounds(pooled.mean, several),
+        median=bounds(pooled.median, several),
+        optimality_gap=bounds(pooled.optimality_gap, several),
     )
 
 
@@ -83,7 +83,6 @@ def rank(
       ranked: tasks of one unit that enter the aggregates.
       tasks: all tasks of the table, for `task_means`.
     """
-    key = jax.random.key(SEED)
     standings = {label: aggregate(own, ranked, tasks) for label, own in values.items()}
     order = sorted(
         (-standing.iqm.value, label)
@@ -96,9 +95,7 @@ def rank(
         if not leader:
             leader, place, compared = label, 1, None
         else:
-            better = _leader_better(
-                key, leader, values[leader], label, values[label], ranked
-            )
+            better = compare(leader, values[leader], label, values[label], ranked)
             compared = leader
             if better.low is not None and better.low > 0.5:
                 leader, place = label, position
@@ -108,7 +105,7 @@ def rank(
     return standings
 
 
-def _padded(own: Values, tasks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def padded(own: Values, tasks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Values `[T, S]` and counts, padded to multiples so that tables share programs."""
     slots = max(len(own.get(task, ())) for task in tasks)
     table = np.zeros((-(-len(tasks) // 4) * 4, -(-slots // 5) * 5), np.float32)
@@ -125,7 +122,7 @@ def _bootstrap(
 ) -> statistics.Aggregates[statistics.Interval] | None:
     if not any(own.get(task) for task in tasks):
         return None
-    return jax.device_get(statistics.bootstrap(key, *_padded(own, tasks)))
+    return jax.device_get(statistics.bootstrap(key, *padded(own, tasks)))
 
 
 def _task_means(
@@ -137,29 +134,47 @@ def _task_means(
         return {}
     of_all = aggregates.task_mean
     return {
-        task: _bounds(jax.tree.map(lambda x, i=i: x[i], of_all), len(own[task]) > 1)
+        task: bounds(jax.tree.map(lambda x, i=i: x[i], of_all), len(own[task]) > 1)
         for i, task in enumerate(tasks)
         if own.get(task)
     }
 
 
-def _leader_better(
-    key: Key, x_label: str, x: Values, y_label: str, y: Values, tasks: Sequence[str]
+def compare(
+    x_label: str, x: Values, y_label: str, y: Values, tasks: Sequence[str]
 ) -> Bounds:
+    """The probability that a run of x beats one of y, over `tasks`.
+
+    Every pair is computed in the order of its labels and reversed where asked the other
+    way round, so that `P(y, x)` is `1 - P(x, y)` to the last digit.
+    """
+    if y_label < x_label:
+        return reversed_bounds(compare(y_label, y, x_label, x, tasks))
     # Keys from the labels: the two sides are drawn independently, and the interval of a
     # pair does not depend on who else is in the table.
+    key = jax.random.key(SEED)
     x_key, y_key = (
         jax.random.fold_in(key, zlib.crc32(label.encode()))
         for label in (x_label, y_label)
     )
     interval = jax.device_get(
         statistics.probability_of_improvement(
-            x_key, *_padded(x, tasks), y_key, *_padded(y, tasks)
+            x_key, *padded(x, tasks), y_key, *padded(y, tasks)
         )
     )
-    return _bounds(interval, any(len(x[t]) > 1 or len(y[t]) > 1 for t in tasks))
+    return bounds(interval, any(len(x[t]) > 1 or len(y[t]) > 1 for t in tasks))
 
 
-def _bounds(interval: statistics.Interval, several: bool) -> Bounds:
+def reversed_bounds(better: Bounds) -> Bounds:
+    """The same comparison, seen from the other side."""
+    low, high = (
+        None if end is None else round(1.0 - end, 4)
+        for end in (better.high, better.low)
+    )
+    return Bounds(round(1.0 - better.value, 4), low, high)
+
+
+def bounds(interval: statistics.Interval, several: bool) -> Bounds:
+    """An interval of scalars, rounded; without ends unless there are `several` runs."""
     value, low, high = (round(float(part), 4) for part in interval)
     return Bounds(value, low, high) if several else Bounds(value, None, None)

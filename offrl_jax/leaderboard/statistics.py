@@ -233,3 +233,23 @@ def probability_of_improvement(
         x, x_count, x_weights, y, y_count, y_weights
     )
     return _percentiles(improvement(x, x_count, y, y_count), samples)
+
+
+@functools.partial(jax.jit, static_argnames="replications")
+def fractions(
+    key: Key, marked: Array, count: Array, *, replications: int = POI_REPLICATIONS
+) -> Interval:
+    """Means over tasks of the fraction of runs that are marked, with intervals, `[K]`.
+
+    Args:
+      key: of the draws, which are those of all K.
+      marked: `[K, T, S]`, 1 or 0; 0 at padded slots.
+      count: `[T]`, int32, runs of each task.
+      replications: static.
+    """
+    share = 1.0 / jnp.maximum(count, 1) / (count > 0).sum()
+    factors = (marked * share[None, :, None]).reshape(marked.shape[0], -1)
+    weight = resample(key, count, marked.shape[2], replications)
+    exact = jax.lax.Precision.HIGHEST
+    samples = jnp.matmul(weight.reshape(replications, -1), factors.T, precision=exact)
+    return _percentiles(factors.sum(axis=1), samples)
