@@ -123,7 +123,7 @@ def _cell(
     own_names = [name for name in names if name not in shared]
     return {
         "mean": [cell.mean.value, cell.mean.low, cell.mean.high] if cell.mean else None,
-        "noise": getattr(cell, "episode_share", None),
+        "noise": cell.episode_share,
         "shared": shared,
         "runs": [
             {

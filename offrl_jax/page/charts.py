@@ -19,6 +19,8 @@ WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
 """Margins of the plotting area inside of `WIDTH` x `HEIGHT`."""
 _LABEL_HEIGHT, _CHARACTER = 13, 6.1  # of the text beside a point, in units of the box
+NAME = 26
+"""Characters of a name beside a point; longer ones are cut, and whole in the table."""
 _LOG_SPAN = 4.0  # costs that differ by more are drawn on a logarithmic axis
 
 
@@ -82,6 +84,7 @@ class Dot:
     y: float
     low: float | None
     high: float | None
+    name: str
     name_x: float
     name_y: float
     anchor: str
@@ -241,7 +244,9 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
         return None
     costs = [seconds for _, seconds, _ in found if seconds is not None]
     log = max(costs) > _LOG_SPAN * min(costs)
-    left, right = (min(costs) * 0.8, max(costs) * 1.25) if log else (0, max(costs) * 1.1)
+    left, right = (
+        (min(costs) * 0.8, max(costs) * 1.25) if log else (0, max(costs) * 1.1)
+    )
     ends = [
         end
         for _, _, iqm in found
@@ -258,6 +263,7 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
             y=y(iqm.value),
             low=None if iqm.low is None else y(iqm.low),
             high=None if iqm.high is None else y(iqm.high),
+            name=_cut(label),
             name_x=0,
             name_y=0,
             anchor="start",
@@ -265,7 +271,7 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
         for label, seconds, iqm in found
         if seconds is not None
     ]
-    names = {numbers[label]: len(label) * _CHARACTER for label, _, _ in found}
+    widths = {dot.agent: len(dot.name) * _CHARACTER for dot in dots}
     return Dots(
         title="Score against cost",
         about="Up is better, left is cheaper. Seconds of one device for one run, as "
@@ -274,8 +280,13 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
         y_label="IQM",
         x_ticks=_axis(x, log_ticks(left, right) if log else ticks(left, right)),
         y_ticks=_axis(y, ticks(low, high)),
-        dots=tuple(place_names(dots, names)),
+        dots=tuple(place_names(dots, widths)),
     )
+
+
+def _cut(label: str) -> str:
+    name = text.printable(label)
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 def place_names(dots: Sequence[Dot], widths: Mapping[int, float]) -> list[Dot]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jinja2
 
-from offrl_jax.version import __version__
 from offrl_jax.leaderboard import board, progress, text
 from offrl_jax.leaderboard.sections import read_contents
 from offrl_jax.page import charts
 from offrl_jax.page.cells import encode
 from offrl_jax.page.view import look_numbers, section_view
+from offrl_jax.version import __version__
 
 
 def render(folder: Path, *, live: bool = False) -> str:

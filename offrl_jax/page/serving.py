@@ -23,8 +23,8 @@ HOST = "127.0.0.1"
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
     """A server of the page of `folder`, bound but not yet serving.
 
-    `/` is the page, drawn anew when a row file or the plan has changed; `/version` names
-    the state of the files, by which the page knows when to reload.
+    `/` is the page, drawn anew when a row file or the plan has changed; `/version`
+    names the state of the files, by which the page knows when to reload.
 
     Args:
       folder: of results; it is read at every request.
