@@ -130,17 +130,23 @@ def test_rows_in_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     count = 0
     for place, cell in section["cells"].items():
         agent, task = map(int, place.split("."))
-        for run in cell["runs"]:
-            whole = {name: data["pool"][i] for name, i in cell["shared"].items()}
-            whole |= run["row"]
-            key = (section["agents"][agent], section["tasks"][task], run["seed"])
+        assert cell["steps"] == [50, 100]
+        for seed, _, state, value, _, curve, fields in cell["runs"]:
+            own = iter(fields)
+            whole = {
+                name: next(own) if place < 0 else data["pool"][place]
+                for name, place in zip(data["fields"], cell["shared"], strict=True)
+            }
+            key = (section["agents"][agent], section["tasks"][task], seed)
             assert whole == known[key]
+            assert state == "ok"
+            assert value == pytest.approx(whole["score"], rel=1e-4)
+            ends = [whole["score"] / 2, whole["score"]]
+            assert curve[::2] == pytest.approx(ends, rel=1e-3)
             # Two scores make the scale: 10 of return are a point of score here.
-            steps, values, halves = zip(*run["curve"], strict=True)
-            assert steps == (50, 100)
-            assert values == pytest.approx([whole["score"] / 2, whole["score"]], 1e-4)
             deviation = (20 * 0.25 / 19) ** 0.5
-            assert halves[1] == pytest.approx(1.96 * deviation / 20**0.5 / 10, rel=5e-3)
+            half = 1.96 * deviation / 20**0.5 / 10
+            assert curve[1::2] == pytest.approx([half, half], rel=0.05)
             count += 1
     assert count == 60
 
@@ -154,10 +160,11 @@ def test_lists_of_episodes_are_left_out_of_large_pages(
         data = data_of(page.render(folder))
         assert data["episodes"] == kept
         (section,) = data["sections"]
+        fields = data["fields"]
+        assert ("returns" in fields) == ("lengths" in fields) == kept
+        assert "score" in fields
         for cell in section["cells"].values():
-            fields = cell["shared"].keys() | cell["runs"][0]["row"].keys()
-            assert ("returns" in fields) == ("lengths" in fields) == kept
-            assert "score" in fields
+            assert len(cell["shared"]) == len(fields)
 
 
 def test_one_file_that_needs_nothing_else(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from offrl_jax.leaderboard import text
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
@@ -108,7 +109,10 @@ def shown(within: webdriver.Chrome | WebElement, selector: str) -> list[str]:
 
 
 def until(driver: webdriver.Chrome, condition: Callable[[], object]) -> None:
-    WebDriverWait(driver, 20, poll_frequency=0.1).until(lambda _: condition())
+    # A page that reloads takes its elements away.
+    WebDriverWait(driver, 20, 0.1, [StaleElementReferenceException]).until(
+        lambda _: condition()
+    )
 
 
 def section_of(driver: webdriver.Chrome, family: str) -> WebElement:
