@@ -1,7 +1,7 @@
 """Figures of a results folder; nothing is run.
 
 `read_runs`, `panels` and `draw` make those of training metrics, seed by seed;
-`draw_progress` those of aggregated scores.  Reading needs no matplotlib, drawing does.
+`draw_progress` those of aggregated scores, `draw_tuning` those of choosing a policy.  Reading needs no matplotlib, drawing does.
 """
 
 from offrl_jax.figures.progress import draw as draw_progress
@@ -27,6 +27,7 @@ from offrl_jax.figures.training import (
     read_runs,
     recorded,
 )
+from offrl_jax.figures.tuning import draw as draw_tuning
 
 __all__ = [
     "PALETTE",
@@ -41,6 +42,7 @@ __all__ = [
     "check_suffix",
     "draw",
     "draw_progress",
+    "draw_tuning",
     "final_values",
     "labels",
     "median_curve",
