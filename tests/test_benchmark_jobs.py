@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from offrl_jax import envs
+from offrl_jax.benchmark import executors as executors_module
 from offrl_jax.benchmark import jobs as jobs_module
 from offrl_jax.benchmark import recording as recording_module
-from offrl_jax.benchmark import runner as runner_module
 from offrl_jax.benchmark.checkpoints import Checkpoints
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.runner import run_suite
@@ -342,7 +342,7 @@ def test_a_job_that_another_process_holds_is_left_alone(store, tmp_path):
         raise jobs_module.Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner_module, "run_job", stop_at_once)
+        patch.setattr(executors_module, "run_job", stop_at_once)
         assert run(store, tmp_path).stopped
     plan = read_plan(tmp_path)
     assert plan is not None

@@ -14,7 +14,7 @@ import numpy as np
 from offrl_jax.benchmark import provenance
 from offrl_jax.benchmark.checkpoints import Checkpoints
 from offrl_jax.benchmark.preparation import prepare
-from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.progress import Reporter
 from offrl_jax.benchmark.recording import record_point, recording_steps
 from offrl_jax.catalogue import LoadedTask, episode_scores
 from offrl_jax.envs.base import PureEnv
@@ -61,7 +61,7 @@ def run_job(
     job: Job,
     tasks: Mapping[str, LoadedTask],
     folder: Path,
-    progress: Progress,
+    progress: Reporter,
     stop: Callable[[], bool],
 ) -> None:
     """Trains and evaluates a job, from wherever it was left, until all rows are there.
@@ -72,7 +72,7 @@ def run_job(
       job: of the plan.
       tasks: loaded tasks by id.
       folder: of the results.
-      progress: bars.
+      progress: told how far it is.
       stop: asked after every chunk; when true, everything is saved and `Stopped`
       raised.
 
@@ -112,7 +112,7 @@ class _Run:
         folder: Path,
         rows: RowFile,
         points: MetricFile,
-        progress: Progress,
+        progress: Reporter,
         stop: Callable[[], bool],
     ) -> None:
         self.job = job

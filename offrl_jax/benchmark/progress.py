@@ -5,10 +5,30 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 QUIET_SECONDS = 10.0
 """Pause between two plain lines of one job."""
+
+
+class Reporter(Protocol):
+    """What a job tells of itself: to `Progress`, or to a driver elsewhere."""
+
+    def say(self, line: str) -> None:
+        """Takes a line to be kept."""
+        ...
+
+    def begin(self, label: str, total: int, done: int = 0) -> None:
+        """Takes what the job is called, its updates, and how many are done."""
+        ...
+
+    def update(self, done: int, note: str) -> None:
+        """Takes the updates done."""
+        ...
+
+    def end(self, line: str) -> None:
+        """Takes the job's last line."""
+        ...
 
 
 class Progress:
@@ -25,6 +45,7 @@ class Progress:
         self._label = ""
         self._total = 0
         self._spoke_at = 0.0
+        self._others: dict[str, Any] = {}
 
     def __enter__(self) -> Progress:
         if self._stream.isatty():
@@ -102,3 +123,24 @@ class Progress:
             self._bars.remove_task(self._job)
             self._job = None
         self.say(line)
+
+    def show(self, name: str, label: str, done: int, total: int, note: str) -> None:
+        """Moves the bar of a job that runs elsewhere, one bar for each `name`."""
+        known = self._others.get(name)
+        if self._bars is not None:
+            if known is None:
+                known = self._others[name] = self._bars.add_task(
+                    label, total=total, note=""
+                )
+            self._bars.update(
+                known, description=label, total=total, completed=done, note=note
+            )
+        elif known is None or time.monotonic() - known > QUIET_SECONDS:
+            self._others[name] = time.monotonic()
+            self.say(f"{label}: {100 * done / max(total, 1):3.0f}%  {note}")
+
+    def drop(self, name: str) -> None:
+        """Removes the bar of a job that runs elsewhere."""
+        known = self._others.pop(name, None)
+        if self._bars is not None and known is not None:
+            self._bars.remove_task(known)

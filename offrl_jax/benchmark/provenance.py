@@ -30,9 +30,11 @@ _NOT_TRAINING = frozenset(
         "version.py",
         "benchmark/__init__.py",
         "benchmark/checkpoints.py",
+        "benchmark/executors.py",
         "benchmark/planning.py",
         "benchmark/progress.py",
         "benchmark/provenance.py",
+        "benchmark/ray_executor.py",
         "benchmark/runner.py",
         "benchmark/suites.py",
     }

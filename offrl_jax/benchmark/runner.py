@@ -7,14 +7,13 @@ import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from offrl_jax.benchmark import provenance
-from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
+from offrl_jax.benchmark.executors import Executor, LocalExecutor
 from offrl_jax.benchmark.planning import (
     Split,
     agent_labels,
@@ -39,7 +38,6 @@ from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, UsageError
 from offrl_jax.results import (
     BEHAVIOUR,
-    Job,
     Row,
     RowFile,
     lock,
@@ -47,9 +45,11 @@ from offrl_jax.results import (
     read_plan,
     read_rows,
     row_path,
-    try_lock,
     write_plan,
 )
+
+PLAN_SECONDS = 300.0
+"""Longest wait for others that plan in the same folder: an array of jobs, say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +205,7 @@ def run_suite(
     skip_missing: bool = False,
     max_parallel: int | None = None,
     overrides: Mapping[str, str] | None = None,
+    executor: AbstractContextManager[Executor] | None = None,
 ) -> Outcome:
     """Runs what is missing of `suite` in the results folder `folder`.
 
@@ -216,6 +217,7 @@ def run_suite(
       skip_missing: leave out tasks whose data is absent, instead of refusing.
       max_parallel: largest number of members in one population.
       overrides: settings for every agent, as strings (`--set`).
+      executor: what runs the jobs, entered here; default this process.
 
     Raises:
       OffrlError: for everything a user can cause; see the classes.
@@ -224,11 +226,26 @@ def run_suite(
     found = find_tasks(suite, store, progress.say, skip_missing)
     families = [task.family for task in found]
     check_request(suite, families, overrides or {}, max_parallel)
+    with executor or nullcontext(LocalExecutor()) as running:
+        split = Split(*running.devices(), max_parallel)
+        return _plan_and_run(
+            suite, found, store, folder, progress, split, overrides, running
+        )
+
+
+def _plan_and_run(
+    suite: Suite,
+    found: Sequence[Task],
+    store: Store,
+    folder: Path,
+    progress: Progress,
+    split: Split,
+    overrides: Mapping[str, str] | None,
+    executor: Executor,
+) -> Outcome:
     tasks = [_load(task.id, store, progress) for task in found]
-    devices = jax.local_devices()
-    split = Split(len(devices), devices[0].platform, max_parallel)
     wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
-    with lock(lock_path(folder, "plan")):
+    with lock(lock_path(folder, "plan"), PLAN_SECONDS):
         rows = read_rows(folder, progress.say)
         plan, jobs = plan_missing(wanted, read_plan(folder), rows, progress.say)
         write_plan(folder, plan)
@@ -246,38 +263,6 @@ def run_suite(
     asked = sum(len(job.members) for job in wanted)
     open_runs = sum(len(job.members) for job in jobs)
     with _stop_on_interrupt(progress) as stop:
-        return _run_jobs(
-            jobs, by_id, folder, progress, stop, already=max(0, asked - open_runs)
-        )
-
-
-def _run_jobs(
-    jobs: Sequence[Job],
-    by_id: Mapping[str, LoadedTask],
-    folder: Path,
-    progress: Progress,
-    stop: Callable[[], bool],
-    already: int,
-) -> Outcome:
-    failed: list[str] = []
-    busy: list[str] = []
-    ran = 0
-    if jobs:
-        progress.begin_all("all", len(jobs))
-    for job in jobs:
-        with try_lock(lock_path(folder, job.run_id)) as held:
-            if not held:
-                progress.say(f"{job.run_id}: another process is working on it")
-                busy.append(job.run_id)
-                continue
-            try:
-                run_job(job, by_id, folder, progress, stop)
-            except Stopped:
-                return Outcome(ran, already, tuple(failed), tuple(busy), True)
-            except JobFailed as error:
-                failed.append(f"{job.run_id}: {error}; try a smaller --max-parallel")
-                progress.end(failed[-1])
-                continue
-        ran += 1
-        progress.advance_all(1)
-    return Outcome(ran, already, tuple(failed), tuple(busy), False)
+        done = executor.run(jobs, by_id, folder, progress, stop)
+    already = max(0, asked - open_runs) + done.elsewhere
+    return Outcome(done.ran, already, done.failed, done.busy, done.stopped)

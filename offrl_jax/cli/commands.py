@@ -14,7 +14,16 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg, subcommand
 
 from offrl_jax.cli.data_commands import Data
-from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
+from offrl_jax.cli.options import (
+    HERE,
+    Count,
+    DataDir,
+    Folder,
+    Name,
+    Names,
+    Settings,
+    Where,
+)
 from offrl_jax.cli.running import (
     default_suite,
     open_store,
@@ -60,13 +69,13 @@ class Benchmark:
     skip_missing: bool = False
     """Leave out tasks whose data is absent, instead of refusing."""
     data_dir: DataDir = None
+    where: Where = HERE
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
-        from offrl_jax.benchmark.jax_settings import configure_jax
         from offrl_jax.benchmark.suites import load_suite
 
-        configure_jax()
+        self.where.configure_jax()
         suite = load_suite(self.suite or default_suite())
         asked = {
             "agents": self.agents,
@@ -84,6 +93,7 @@ class Benchmark:
             suite,
             folder,
             self.data_dir,
+            self.where,
             max_parallel=self.max_parallel,
             skip_missing=self.skip_missing,
         )
@@ -118,13 +128,13 @@ class Run:
     max_parallel: Count = None
     """Largest number of runs in one compiled program."""
     data_dir: DataDir = None
+    where: Where = HERE
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
-        from offrl_jax.benchmark.jax_settings import configure_jax
         from offrl_jax.benchmark.suites import Protocol, Suite
 
-        configure_jax()
+        self.where.configure_jax()
         suite = Suite(
             name="run",
             description="",
@@ -140,6 +150,7 @@ class Run:
             suite,
             self.results,
             self.data_dir,
+            self.where,
             max_parallel=self.max_parallel,
             overrides=parse_settings(self.set),
         )

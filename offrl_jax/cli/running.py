@@ -14,6 +14,7 @@ from offrl_jax.errors import ResultsError, UsageError
 
 if TYPE_CHECKING:
     from offrl_jax.benchmark.suites import Suite
+    from offrl_jax.cli.options import Where
     from offrl_jax.datasets.store import Store
 
 
@@ -118,10 +119,15 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+BUSY = 5
+"""Exit code of a command that left nothing but what other processes work on."""
+
+
 def run_and_draw(
     suite: Suite,
     folder: Path,
     data_dir: Path | None,
+    where: Where,
     *,
     overrides: Mapping[str, str] | None = None,
     max_parallel: int | None = None,
@@ -130,7 +136,8 @@ def run_and_draw(
     """Runs what is missing of `suite`, then draws all that the folder holds.
 
     Returns:
-      The exit code: 0; 1 if a job failed or is another process's; 130 if stopped.
+      The exit code: 0; 1 if a job failed; `BUSY` if none did but other processes still
+      work on some; 130 if stopped.
 
     Raises:
       OffrlError: for everything a user can cause, before anything is generated or
@@ -153,6 +160,7 @@ def run_and_draw(
             skip_missing=skip_missing,
             max_parallel=max_parallel,
             overrides=overrides,
+            executor=where.open(store),
         )
         progress.say(
             f"{outcome.ran} populations trained now, {outcome.already} runs were there"
@@ -164,10 +172,16 @@ def run_and_draw(
         )
         return 130
     for line in outcome.failed:
-        print(f"offrl: {line}", file=sys.stderr)
+        tell(line)
+    if outcome.busy:
+        tell(
+            f"other processes are working on {len(outcome.busy)} more populations in "
+            f"{folder}; --wait waits for them and takes over what they leave"
+        )
+    code = 1 if outcome.failed else BUSY if outcome.busy else 0
     if suite.role == "tune":
         print(f"no leaderboard counts runs that tune; rows: {folder}/rows/*.jsonl")
-        return 1 if outcome.failed or outcome.busy else 0
+        return code
     # On the CPU, as `offrl leaderboard` does: the same rows, the same digits.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         board = leaderboard.build(folder)
@@ -181,7 +195,7 @@ def run_and_draw(
     print(
         f"metrics: {folder}/metrics/*.jsonl   figures: offrl curves {folder} --out FILE"
     )
-    return 1 if outcome.failed or outcome.busy else 0
+    return code
 
 
 COLUMNS = 4

@@ -60,6 +60,11 @@ def try_lock(path: Path) -> Iterator[bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
+        except OSError as error:
+            raise ResultsError(
+                f"{path}: its file system has no locks ({error.strerror}); mount it "
+                "with flock, or choose another results folder"
+            ) from error
         else:
             yield True
     finally:

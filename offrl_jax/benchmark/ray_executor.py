@@ -1,0 +1,398 @@
+"""Jobs as tasks of a Ray cluster, one population per worker process.
+
+The results folder and the data store must be the same on all nodes.  What a worker
+knows comes from there and from the job; what it tells goes through a small actor beside
+the driver.  A worker that is lost is replaced: the next one continues from the job's
+last checkpoint.  Whoever writes holds the job's lock, so a worker that Ray has given
+up but that still runs keeps its successor out until it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offrl_jax.benchmark.executors import Ran
+from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.ray_worker import Mailbox, Verdict, work
+from offrl_jax.errors import ResultsError, UsageError
+from offrl_jax.results import Job
+
+if TYPE_CHECKING:
+    from offrl_jax.catalogue import LoadedTask
+    from offrl_jax.datasets.store import Store
+
+LOSSES = 5
+"""Workers that a job may lose, one after the other, without getting any further."""
+RETRY_SECONDS = 3.0
+"""Pause before a job whose lock was held is tried again, while that may end soon."""
+WAIT_SECONDS = 30.0
+"""The same for `--wait`: every try starts a process."""
+PATIENCE_SECONDS = 30.0
+"""How long workers of a command that was killed may outlive it."""
+ZOMBIE_SECONDS = 600.0
+"""The same for a worker that Ray gave up, on a node out of reach perhaps."""
+CONNECT_SECONDS = 5.0
+"""How long the head of a cluster may take to answer."""
+FREE_SECONDS = 30.0
+"""How long nothing may begin before it is told that all nodes are taken."""
+_PASSED_ON = ("JAX_", "XLA_", "OFFRL_", "XDG_CACHE_HOME")
+"""Environment variables that workers take over from the driver, by their beginning."""
+
+
+@contextlib.contextmanager
+def cluster(
+    store: Store,
+    address: str | None = None,
+    *,
+    wait: bool = False,
+    cpus: int | None = None,
+) -> Iterator[RayExecutor]:
+    """Connects to a cluster for the block, or starts one of this machine alone.
+
+    Args:
+      store: of datasets, at the same path on all nodes.
+      address: `HOST:PORT` of a cluster that this machine belongs to, or `auto`; None
+        takes `$RAY_ADDRESS`, and without it starts a cluster on this machine, which
+        only this machine can reach and which ends with the block.
+      wait: stay until no job is left to other commands.
+      cpus: cores of one job; default all of the smallest node's, on nodes with GPUs
+        those that fall to one of them.
+
+    Raises:
+      UsageError: Ray is not installed, or the cluster cannot be reached.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": "error",
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray would print among our lines
+        "RAY_TQDM": "0",
+    }
+    if address == "local":  # Ray's switch for binding to 127.0.0.1 alone
+        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError(
+            "--executor ray needs Ray, which is not installed; "
+            "pip install 'offrl-jax[ray]'"
+        ) from error
+    _check_address(address)
+    local = {"include_dashboard": False, "object_store_memory": 100_000_000}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(local if address == "local" else {}),
+        )
+    except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
+        raise _unreachable(address, str(error)) from error
+    try:
+        yield RayExecutor(store, wait, cpus)
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Asks whether anything listens: Ray itself takes minutes to find out."""
+    if address in ("local", "auto"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise UsageError(
+            f"--ray-address takes HOST:PORT of a cluster's head, or auto; got "
+            f"'{address}'"
+        )
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, why: str) -> UsageError:
+    reason = why.splitlines()[0] if why else "no answer"
+    return UsageError(
+        f"no Ray cluster can be reached at '{address}' ({reason}); start one with "
+        "`ray start --head`, or leave --ray-address out to use this machine alone"
+    )
+
+
+class RayExecutor:
+    """Runs every job as a task of its own in the cluster that Ray is connected to."""
+
+    def __init__(
+        self, store: Store, wait: bool = False, cpus: int | None = None
+    ) -> None:
+        """See `cluster`."""
+        import ray
+
+        self._store = store
+        self._wait = wait
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+        if with_gpu:
+            cores = [node.get("CPU", 0) // node["GPU"] for node in with_gpu]
+        else:
+            cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
+        if not cores or max(cores) < (cpus or 0):
+            raise UsageError(
+                f"--ray-cpus {cpus}: no node of the Ray cluster has so many cores"
+                if cores
+                else "no node of the Ray cluster has a core for jobs"
+            )
+        self._resources = {
+            "num_cpus": cpus or int(min(cores)),
+            "num_gpus": int(bool(with_gpu)),
+        }
+
+    def devices(self) -> tuple[int, str]:
+        """A GPU for each job where there are any, else its cores.
+
+        JAX_NUM_CPU_DEVICES says otherwise, as it does in this process.
+        """
+        if self._resources["num_gpus"]:
+            return 1, "gpu"
+        asked = os.environ.get("JAX_NUM_CPU_DEVICES")
+        return int(asked or self._resources["num_cpus"]), "cpu"
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        tasks: Mapping[str, LoadedTask],
+        folder: Path,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> Ran:
+        """Runs the jobs beside each other, as many as the cluster holds.
+
+        Workers load the tasks themselves; see `Executor`.
+        """
+        del tasks
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        mailbox: Any = (
+            ray.remote(Mailbox)
+            .options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
+            .remote()
+        )
+        # A process per job: JAX's devices and their memory go with it.
+        task = ray.remote(work).options(max_calls=1, max_retries=0, **self._resources)
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(_PASSED_ON)
+        }
+        data_dir, platform = str(self._store.path.absolute()), self.devices()[1]
+
+        def submit(job: Job) -> Any:
+            return task.remote(
+                job, data_dir, folder.absolute(), mailbox, environment, platform
+            )
+
+        driver = _Driver(submit, mailbox, progress, stop, self._wait)
+        try:
+            return driver.run(jobs)
+        finally:
+            ray.kill(mailbox)
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """A job on its way.
+
+    Attributes:
+      job: of the plan.
+      patient_until: until when a held lock is waited for.
+      retry_at: when to submit it.
+      begun: whether its worker has told anything.
+      done: updates that were told.
+      done_at_loss: updates that were told when a worker was lost.
+      losses: workers lost since it last got further.
+    """
+
+    job: Job
+    patient_until: float
+    retry_at: float = 0.0
+    begun: bool = False
+    done: int = 0
+    done_at_loss: int = -1
+    losses: int = 0
+
+
+class _Driver:
+    """Submits jobs, listens to their workers, and replaces those that are lost."""
+
+    def __init__(
+        self,
+        submit: Callable[[Job], Any],
+        mailbox: Any,
+        progress: Progress,
+        stop: Callable[[], bool],
+        wait: bool,
+    ) -> None:
+        self._submit = submit
+        self._mailbox = mailbox
+        self._progress = progress
+        self._user_stops = stop
+        self._wait = wait
+        self._waiting: list[_Attempt] = []
+        self._running: dict[Any, _Attempt] = {}
+        self._held: list[_Attempt] = []
+        self._told: set[str] = set()
+        self._unwritable = ""
+        self._ran = 0
+        self._elsewhere = 0
+        self._failed: list[str] = []
+
+    def run(self, jobs: Sequence[Job]) -> Ran:
+        """Runs jobs to their ends.
+
+        Raises:
+          ResultsError: a worker could not write.
+        """
+        now = time.monotonic()
+        self._waiting = [_Attempt(job, now + PATIENCE_SECONDS) for job in jobs]
+        if jobs:
+            self._progress.begin_all("all", len(jobs))
+        free_since, ended_at_pass = now, 0
+        while self._waiting or self._running:
+            stopping = self._stopping()
+            self._start(stopping)
+            for ref in self._ended():
+                self._judge(self._running.pop(ref), self._verdict(ref))
+            if stopping and not self._running:
+                break
+            if any(attempt.begun for attempt in self._running.values()):
+                free_since = time.monotonic()
+            elif time.monotonic() - free_since > FREE_SECONDS and self._running:
+                self._progress.say("all nodes of the Ray cluster are taken; waiting")
+                free_since = float("inf")
+            ended = self._ran + self._elsewhere
+            if not (self._waiting or self._running) and ended > ended_at_pass:
+                # Others may have finished or left what they held.
+                ended_at_pass = ended
+                self._waiting, self._held = self._held, []
+        if self._unwritable:
+            raise ResultsError(self._unwritable)
+        busy = tuple(attempt.job.run_id for attempt in self._held)
+        stopped = self._user_stops() and bool(self._waiting)
+        return Ran(self._ran, self._elsewhere, tuple(self._failed), busy, stopped)
+
+    def _stopping(self) -> bool:
+        return bool(self._unwritable) or self._user_stops()
+
+    def _start(self, stopping: bool) -> None:
+        """Submits what is due; takes back what has not begun when all is to stop."""
+        import ray
+
+        if stopping:
+            for ref, attempt in self._running.items():
+                if not attempt.begun:
+                    ray.cancel(ref)
+            return
+        now = time.monotonic()
+        for attempt in [a for a in self._waiting if a.retry_at <= now]:
+            self._waiting.remove(attempt)
+            attempt.begun = False
+            self._running[self._submit(attempt.job)] = attempt
+
+    def _ended(self) -> list[Any]:
+        """Waits up to a second; shows what workers tell; tasks that have ended."""
+        import ray
+        from ray.exceptions import RayError
+
+        if not self._running:
+            time.sleep(0.2)
+            return []
+        ended, _ = ray.wait(list(self._running), timeout=1.0)
+        by_name = {a.job.run_id: a for a in self._running.values()}
+        try:
+            told: Any = ray.get(self._mailbox.take.remote(self._stopping()))
+        except RayError:  # restarting
+            return ended
+        for name, state in told.items():
+            for line in state.said:
+                self._progress.say(line)
+            if name in by_name:
+                by_name[name].begun = True
+                by_name[name].done = max(by_name[name].done, state.done)
+                self._progress.show(
+                    name, state.label, state.done, state.total, state.note
+                )
+        return ended
+
+    def _verdict(self, ref: Any) -> Verdict:
+        """How a task ended; errors that are bugs are raised."""
+        import ray
+        from ray.exceptions import (
+            NodeDiedError,
+            OutOfMemoryError,
+            RayError,
+            RayTaskError,
+            TaskCancelledError,
+        )
+
+        try:
+            return ray.get(ref)
+        except TaskCancelledError:
+            return Verdict("stopped")
+        except RayTaskError as error:
+            if "failed to import" in str(error) or isinstance(error.cause, ImportError):
+                return Verdict("failed", "its node has no offrl_jax; install it there")
+            raise
+        except NodeDiedError:
+            return Verdict("lost", "its node is gone")
+        except OutOfMemoryError:
+            return Verdict("lost", "its node was out of memory")
+        except RayError:
+            return Verdict("lost", "it was killed or died")
+
+    def _judge(self, attempt: _Attempt, verdict: Verdict) -> None:
+        """Draws the consequences of an attempt's end."""
+        job, now = attempt.job, time.monotonic()
+        self._progress.drop(job.run_id)
+        if verdict.how in ("done", "elsewhere"):
+            self._ran += verdict.how == "done"
+            self._elsewhere += len(job.members) * (verdict.how == "elsewhere")
+            self._progress.advance_all(1)
+        elif verdict.how == "stopped":
+            self._waiting.append(attempt)
+        elif verdict.how == "failed":
+            self._failed.append(f"{job.run_id}: {verdict.why}")
+            self._progress.say(self._failed[-1])
+        elif verdict.how == "unwritable":
+            self._unwritable = self._unwritable or verdict.why
+        elif verdict.how == "lost":
+            further = attempt.done > attempt.done_at_loss
+            attempt.losses = 1 if further else attempt.losses + 1
+            attempt.done_at_loss = max(attempt.done, attempt.done_at_loss)
+            lost = f"{job.run_id}: its worker is lost ({verdict.why})"
+            if attempt.losses >= LOSSES:
+                self._failed.append(f"{lost}, {LOSSES} times without getting further")
+                self._progress.say(self._failed[-1])
+                return
+            self._progress.say(f"{lost}; another continues from the last checkpoint")
+            attempt.patient_until = now + ZOMBIE_SECONDS
+            self._waiting.append(attempt)
+        else:
+            if job.run_id not in self._told:
+                self._progress.say(f"{job.run_id}: another process is working on it")
+            self._told.add(job.run_id)
+            soon = now < attempt.patient_until
+            attempt.retry_at = now + (RETRY_SECONDS if soon else WAIT_SECONDS)
+            (self._waiting if soon or self._wait else self._held).append(attempt)

@@ -1,0 +1,197 @@
+"""The worker's half of `ray_executor`: runs one job in a process of its own.
+
+Nothing heavy is imported with this file: a worker sets JAX up before it loads it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from offrl_jax.errors import DataError, OffrlError, ResultsError
+from offrl_jax.results import Job, lock_path, row_path, try_lock
+
+if TYPE_CHECKING:
+    from offrl_jax.catalogue import LoadedTask
+
+TELL_SECONDS = 1.0
+"""Pause between two words of a worker, and so until it hears that it is to stop."""
+
+
+class State(NamedTuple):
+    """What a worker last told: its bar, and lines to keep."""
+
+    label: str = ""
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    said: tuple[str, ...] = ()
+
+
+class Verdict(NamedTuple):
+    """How an attempt at a job ended: `how` is done, elsewhere, held, stopped, failed
+    or unwritable (the results folder); `why` is a line about it."""
+
+    how: str
+    why: str = ""
+
+
+class Mailbox:
+    """Actor between workers and driver."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, State] = {}
+        self._stopped = False
+
+    def tell(self, run_id: str, state: State) -> bool:
+        """Takes a worker's state; returns whether it is to stop."""
+        before = self._states.get(run_id, State())
+        self._states[run_id] = state._replace(said=before.said + state.said)
+        return self._stopped
+
+    def take(self, stop: bool) -> dict[str, State]:
+        """What was told since the last time; `stop` is passed on to all workers."""
+        self._stopped = stop
+        states, self._states = self._states, {}
+        return states
+
+
+class Link:
+    """A worker's end: a `Reporter`, and a thread that tells the driver every second."""
+
+    def __init__(self, mailbox: Any, job: Job, folder: Path) -> None:
+        self._mailbox = mailbox
+        self._job = job
+        self._rows = row_path(folder, job.run_id)
+        self._state = State(label=job.run_id)
+        self._guard = threading.Lock()
+        self._closed = threading.Event()
+        self.stopped = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Link:
+        self._tell()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+        self._tell()
+
+    def say(self, line: str) -> None:
+        """See `Reporter`."""
+        with self._guard:
+            self._state = self._state._replace(said=(*self._state.said, line))
+
+    def begin(self, label: str, total: int, done: int = 0) -> None:
+        """See `Reporter`."""
+        with self._guard:
+            self._state = self._state._replace(label=label, total=total, done=done)
+
+    def update(self, done: int, note: str) -> None:
+        """See `Reporter`."""
+        with self._guard:
+            self._state = self._state._replace(done=done, note=note)
+
+    def end(self, line: str) -> None:
+        """See `Reporter`."""
+        self.say(line)
+
+    def _run(self) -> None:
+        while not self._closed.wait(TELL_SECONDS):
+            self._tell()
+
+    def _tell(self) -> None:
+        import ray
+        from ray.exceptions import ActorDiedError, RayError
+
+        with self._guard:
+            state, self._state = self._state, self._state._replace(said=())
+        wanted = len(self._job.members) * len(self._job.eval_steps)
+        rows = self._rows.read_bytes().count(b"\n") if self._rows.exists() else 0
+        note = f"{state.note}, {rows} of {wanted} rows".removeprefix(", ")
+        try:
+            self.stopped |= ray.get(
+                self._mailbox.tell.remote(self._job.run_id, state._replace(note=note)),
+                timeout=10 * TELL_SECONDS,
+            )
+        except ActorDiedError:  # with the driver: nobody else would stop this worker
+            self.stopped = True
+        except RayError:  # late or lost: the lines go with the next word
+            with self._guard:
+                said = (*state.said, *self._state.said)
+                self._state = self._state._replace(said=said)
+
+
+def work(
+    job: Job,
+    data_dir: str,
+    folder: Path,
+    mailbox: Any,
+    environment: Mapping[str, str],
+    platform: str,
+) -> Verdict:
+    """Runs a job in this process, a fresh worker; everything ends as a `Verdict`."""
+    os.environ.update(environment)
+    if platform == "cpu":
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(job.split["devices"]))
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    from offrl_jax.benchmark import provenance
+    from offrl_jax.benchmark.executors import is_finished
+    from offrl_jax.benchmark.jax_settings import configure_jax
+    from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
+
+    host = socket.gethostname()
+    try:
+        with try_lock(lock_path(folder, job.run_id)) as ours:
+            if not ours:
+                return Verdict("held")
+            if provenance.source_hash() != job.source_hash:
+                return Verdict("failed", f"another offrl_jax is installed on {host}")
+            configure_jax()
+            if jax.default_backend() != platform:
+                return Verdict(
+                    "failed",
+                    f"JAX on {host} uses {jax.default_backend()} and no {platform}; "
+                    "install the right extra there (see docs/install.md)",
+                )
+            with Link(mailbox, job, folder) as link:
+                if is_finished(job, folder, link.say):
+                    return Verdict("elsewhere")
+                tasks = _load(job, data_dir)
+                run_job(job, tasks, folder, link, lambda: link.stopped)
+                return Verdict("done")
+    except Stopped:
+        return Verdict("stopped")
+    except ResultsError as error:
+        return Verdict("unwritable", str(error))
+    except JobFailed as error:
+        return Verdict("failed", f"{error}; try a smaller --max-parallel")
+    except OffrlError as error:
+        return Verdict("failed", f"{error} (on {host})")
+
+
+def _load(job: Job, data_dir: str) -> dict[str, LoadedTask]:
+    """The job's tasks from the store as this node sees it.
+
+    Raises:
+      DataError: they are absent here, or other ones than those that were planned with.
+    """
+    from offrl_jax.catalogue import load_task
+    from offrl_jax.datasets.store import Store
+
+    tasks = {name: load_task(name, Store(data_dir)) for name in job.datasets}
+    for name, hashes in job.datasets.items():
+        if tasks[name].dataset_hash != hashes["dataset_hash"]:
+            raise DataError(
+                f"{name}: the data in {data_dir} are not those of the plan; share one "
+                "data store, or copy it"
+            )
+    return tasks
