@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import pendulum_episodes
 
-from offrl_jax import envs
 from offrl_jax.benchmark import executors as executors_module
 from offrl_jax.benchmark import jobs as jobs_module
 from offrl_jax.benchmark import recording as recording_module
@@ -27,7 +27,6 @@ from offrl_jax.benchmark.checkpoints import Checkpoints
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.runner import run_suite
 from offrl_jax.benchmark.suites import Protocol, Suite
-from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, OffrlError, ResultsError
 from offrl_jax.population import make_mesh, spread_members
@@ -44,31 +43,6 @@ SUITE = Suite(
     protocol=Protocol(episodes=3, evaluations=3, curve_episodes=2),
     settings={"td3_bc": {"default": {"hidden": [8, 8], "batch_size": 16}}},
 )
-
-
-def pendulum_episodes(seed: int, episodes: int = 3) -> Episodes:
-    """Random torques in our own pendulum."""
-    env = envs.make("classic/pendulum-v0")
-    key = jax.random.key(seed)
-
-    def one(key):
-        reset_key, action_key = jax.random.split(key)
-        state, obs = env.reset(reset_key)
-        actions = jax.random.uniform(action_key, (200, 1), minval=-1.0, maxval=1.0)
-
-        def step(carry, action):
-            state, obs = carry
-            state, out = env.step(state, action)
-            return (state, out.obs), (obs, action, out.reward, out.obs)
-
-        return jax.lax.scan(step, (state, obs), actions)[1]
-
-    parts = jax.vmap(one)(jax.random.split(key, episodes))
-    obs, action, reward, next_obs = (
-        np.asarray(x).reshape(episodes * 200, *x.shape[2:]) for x in parts
-    )
-    truncated = np.arange(episodes * 200) % 200 == 199
-    return Episodes(obs, action, reward, next_obs, np.zeros_like(truncated), truncated)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,151 @@
+"""A suite of several tiny jobs, run in processes that may be killed at any time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint  # noqa: F401  what a new process must not import once more
+
+from offrl_jax import envs
+from offrl_jax.benchmark import jobs
+from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.runner import run_suite
+from offrl_jax.benchmark.suites import Protocol, Suite
+from offrl_jax.cli.options import Where
+from offrl_jax.datasets.schema import Episodes
+from offrl_jax.datasets.store import Store
+from offrl_jax.results import BEHAVIOUR, read_metrics, read_rows
+
+SUITE = Suite(
+    name="tiny",
+    description="",
+    tasks=("local/tiny-a-v0", "local/tiny-b-v0"),
+    agents=("bc", "td3_bc"),
+    preset="quick",
+    seeds=2,
+    updates=120,
+    protocol=Protocol(episodes=3, evaluations=3, curve_episodes=2),
+    # Three structures: three jobs.
+    settings={
+        "bc": {
+            "narrow": {"hidden": [8, 8], "batch_size": 16},
+            "flat": {"hidden": [8], "batch_size": 16},
+        },
+        "td3_bc": {"default": {"hidden": [8, 8], "batch_size": 16}},
+    },
+)
+JOBS = 3
+MEMBERS = 4
+"""Of each job: two tasks, two seeds."""
+DONE, FAILED, BUSY, STOPPED = 0, 1, 5, 130
+
+
+def pendulum_episodes(seed: int, episodes: int = 3) -> Episodes:
+    """Random torques in our own pendulum."""
+    env = envs.make("classic/pendulum-v0")
+    key = jax.random.key(seed)
+
+    def one(key):
+        reset_key, action_key = jax.random.split(key)
+        state, obs = env.reset(reset_key)
+        actions = jax.random.uniform(action_key, (200, 1), minval=-1.0, maxval=1.0)
+
+        def step(carry, action):
+            state, obs = carry
+            state, out = env.step(state, action)
+            return (state, out.obs), (obs, action, out.reward, out.obs)
+
+        return jax.lax.scan(step, (state, obs), actions)[1]
+
+    parts = jax.vmap(one)(jax.random.split(key, episodes))
+    obs, action, reward, next_obs = (
+        np.asarray(x).reshape(episodes * 200, *x.shape[2:]) for x in parts
+    )
+    truncated = np.arange(episodes * 200) % 200 == 199
+    return Episodes(obs, action, reward, next_obs, np.zeros_like(truncated), truncated)
+
+
+def write_store(folder: Path) -> Store:
+    """The data of the suite."""
+    store = Store(folder)
+    for number, name in enumerate(SUITE.tasks):
+        store.write(
+            name,
+            "train",
+            pendulum_episodes(number),
+            source={"kind": "own file", "file": "made by the test"},
+            info={"env_id": "classic/pendulum-v0"},
+        )
+    return store
+
+
+def contents(folder: Path) -> dict[tuple, str]:
+    """Identity of every row, the run id included, by run, task, seed and step.
+
+    Fails where a row is there twice.
+    """
+    lines = [
+        line
+        for path in folder.glob("rows/*.jsonl")
+        for line in path.read_bytes().splitlines()
+    ]
+    rows = read_rows(folder, lambda line: None)
+    assert len(lines) == len(rows)
+    return {
+        (row.agent, row.setting, row.task, row.seed, row.step): row.row_id
+        for row in rows
+        if row.agent != BEHAVIOUR
+    }
+
+
+def points(folder: Path) -> dict[tuple, dict[str, float]]:
+    """Recorded metrics by what they are about."""
+    return {point.key[1:]: dict(point.values) for point in read_metrics(folder)}
+
+
+def command(
+    data: Path, folder: Path, cache: Path, often: bool = False, wait: bool = False
+) -> None:
+    """The whole of a process: `offrl benchmark` without its leaderboard.
+
+    With `often` a chunk is one update, and several checkpoints are saved a second.
+    """
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+    for name, value in (
+        ("jax_platforms", "cpu"),
+        ("jax_num_cpu_devices", 2),
+        ("jax_compilation_cache_dir", str(cache)),
+    ):
+        jax.config.update(name, value)
+    with (folder.parent / f"{folder.name}.{os.getpid()}.log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    where, store = Where(wait=wait), Store(data)
+    where.configure_jax()
+    if often:
+        jobs.FIRST_CHUNK, jobs.CHUNK_SECONDS, jobs.CHECKPOINT_SECONDS = 1, 0.0, 0.3
+    with Progress() as progress:
+        found = run_suite(SUITE, store, folder, progress, executor=where.open(store))
+    print(found, flush=True)
+    if found.stopped:
+        raise SystemExit(STOPPED)
+    raise SystemExit(FAILED if found.failed else BUSY if found.busy else DONE)
+
+
+def log(folder: Path, process: multiprocessing.process.BaseProcess) -> str:
+    """What a process said."""
+    return (folder.parent / f"{folder.name}.{process.pid}.log").read_text()
+
+
+def start(*args: object, **options: object) -> multiprocessing.process.BaseProcess:
+    """`command` in a new process, forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_runs"])
+    process = context.Process(target=command, args=args, kwargs=options)
+    process.start()
+    return process
