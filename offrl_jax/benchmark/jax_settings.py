@@ -37,7 +37,8 @@ def configure_jax(*, only_cpu: bool = False) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     if (
-        jax.default_backend() != "cpu"
+        not only_cpu
+        and jax.default_backend() != "cpu"
         and not jax.config.values["jax_default_matmul_precision"]
     ):
         # Left alone, recent NVIDIA GPUs multiply in TF32 and TPUs in bfloat16.

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,6 @@ def cluster(
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": "error",
         "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray would print among our lines
         "RAY_TQDM": "0",
     }
@@ -90,12 +90,18 @@ def cluster(
     _check_address(address)
     local = {"include_dashboard": False, "object_store_memory": 100_000_000}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(local if address == "local" else {}),
-        )
+        with warnings.catch_warnings():
+            # JAX warns of forks.  Ray's processes call nothing before they become
+            # other programs.
+            warnings.filterwarnings(
+                "ignore", r"os\.fork\(\) was called", RuntimeWarning
+            )
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(local if address == "local" else {}),
+            )
     except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
         raise _unreachable(address, str(error)) from error
     try:
@@ -191,7 +197,8 @@ class RayExecutor:
             .remote()
         )
         # A process per job: JAX's devices and their memory go with it.
-        task = ray.remote(work).options(max_calls=1, max_retries=0, **self._resources)
+        alone = ray.remote(max_calls=1, max_retries=0, **self._resources)
+        task: Any = alone(work)
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -352,8 +359,12 @@ class _Driver:
         except TaskCancelledError:
             return Verdict("stopped")
         except RayTaskError as error:
-            if "failed to import" in str(error) or isinstance(error.cause, ImportError):
-                return Verdict("failed", "its node has no offrl_jax; install it there")
+            lines = [line for line in str(error).splitlines() if "ModuleNotF" in line]
+            if lines:
+                why = lines[-1].partition(": ")[2]
+                return Verdict(
+                    "failed", f"a node lacks offrl_jax or a part of it: {why}"
+                )
             raise
         except NodeDiedError:
             return Verdict("lost", "its node is gone")
