@@ -1,4 +1,4 @@
-"""Workers of the tests of Ray: with many checkpoints, and their process ids in files."""
+"""Workers of the tests of Ray: many checkpoints, and process ids in files."""
 
 from __future__ import annotations
 

@@ -3,15 +3,20 @@ metrics are those of one process that nobody disturbed."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import json
+import os
 import random
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny_runs
-from tiny_runs import BUSY, DONE, JOBS, MEMBERS, STOPPED, contents, points
+from tiny_runs import BUSY, DONE, JOBS, MEMBERS, RESULTS, STOPPED, contents, points
 
 from offrl_jax.benchmark.executors import LocalExecutor, Ran, is_finished
 from offrl_jax.benchmark.progress import Progress
@@ -115,8 +120,6 @@ def test_the_term_signal_saves_and_says_so(bench, tmp_path):
 
 def test_jobs_that_others_hold_are_left_and_told(bench, tmp_path):
     """All but one are held; that one is done, and nobody waits."""
-    import shutil
-
     folder = tmp_path / "held"
     folder.mkdir()
     shutil.copy(bench.whole / "plan.json", folder)
@@ -161,3 +164,70 @@ def test_a_job_without_its_last_row_is_not_finished(bench, tmp_path):
     for kept, finished in ((lines, True), (lines[:-1], False), (lines[1:], False)):
         path.write_text("".join(kept))
         assert is_finished(job, tmp_path, pytest.fail) is finished
+
+
+def test_a_full_disk_stops_in_one_line_and_nothing_is_lost(bench, tmp_path):
+    """No file grows beyond a size, until there is room again."""
+    folder = tmp_path / "full"
+    for largest, what in (
+        (1_000, "plan.json"),
+        (20_000, "metrics/bc"),
+        (36_000, "checkpoints/td3_bc"),
+    ):
+        process = bench.start(folder, often=True, largest=largest)
+        assert bench.end(process) == RESULTS
+        said = tiny_runs.log(folder, process)
+        assert "Traceback" not in said
+        (line,) = (text for text in said.splitlines() if text.startswith("offrl: "))
+        assert what in line and "File too large" in line
+        assert contents(folder).items() <= contents(bench.whole).items()
+    assert bench.end(bench.start(folder)) == DONE
+    bench.assert_equal(folder)
+
+
+@pytest.fixture(scope="module")
+def kill():
+    path = Path(__file__).parents[1] / "benchmarks" / "faults" / "kill.py"
+    spec = importlib.util.spec_from_file_location("faults_kill", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Dataclasses look their module up.
+    spec.loader.exec_module(module)
+    return module
+
+
+ROWS = JOBS * MEMBERS * 3 + 2
+POINTS = 50 * JOBS * MEMBERS
+
+
+def test_the_script_finds_what_is_missing_twice_or_different(bench, tmp_path, kill):
+    folder = tmp_path / "copy"
+    shutil.copytree(bench.whole, folder)
+    assert kill.compare(bench.whole, folder) == (ROWS, 0, 0, 0, POINTS, 0)
+    rows = sorted(folder.glob("rows/*bc*"))[0]
+    first, second, *others = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join([first, first, *others]))
+    metrics = sorted(folder.glob("metrics/*"))[0]
+    point = json.loads(metrics.read_text().splitlines()[0])
+    name = next(iter(point["values"]))
+    before = f'"{name}":{json.dumps(point["values"][name])}'
+    metrics.write_text(metrics.read_text().replace(before, f'"{name}":1e9', 1))
+    assert kill.compare(bench.whole, folder) == (ROWS, 1, 1, 0, POINTS, 1)
+    changed = json.loads(second)
+    changed |= {"returns": [0.0, 0.0], "row_id": "0" * 16}
+    rows.write_text("".join([first, json.dumps(changed) + "\n", *others]))
+    assert kill.compare(bench.whole, folder) == (ROWS, 0, 0, 1, POINTS, 1)
+
+
+def test_the_script_knows_who_works_and_since_when(tmp_path, kill):
+    assert kill.lost_work(tmp_path, time.time()) == (0.0, True)
+    with try_lock(lock_path(tmp_path, "job")):
+        assert kill.holders(tmp_path) == [os.getpid()]
+        began = kill.began_at(os.getpid())
+        assert 0 < time.time() - began < 86_400
+        lost, starting = kill.lost_work(tmp_path, began + 7)
+        assert lost == pytest.approx(7, abs=0.1) and starting
+        saved = tmp_path / "checkpoints" / "job" / "1"
+        saved.mkdir(parents=True)
+        lost, starting = kill.lost_work(tmp_path, saved.stat().st_mtime + 3)
+        assert lost == pytest.approx(3) and not starting

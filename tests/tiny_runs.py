@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from offrl_jax.benchmark.suites import Protocol, Suite
 from offrl_jax.cli.options import Where
 from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Store
+from offrl_jax.errors import OffrlError
 from offrl_jax.results import BEHAVIOUR, read_metrics, read_rows
 
 SUITE = Suite(
@@ -41,7 +43,7 @@ SUITE = Suite(
 JOBS = 3
 MEMBERS = 4
 """Of each job: two tasks, two seeds."""
-DONE, FAILED, BUSY, STOPPED = 0, 1, 5, 130
+DONE, FAILED, RESULTS, BUSY, STOPPED = 0, 1, 4, 5, 130
 
 
 def pendulum_episodes(seed: int, episodes: int = 3) -> Episodes:
@@ -108,11 +110,17 @@ def points(folder: Path) -> dict[tuple, dict[str, float]]:
 
 
 def command(
-    data: Path, folder: Path, cache: Path, often: bool = False, wait: bool = False
+    data: Path,
+    folder: Path,
+    cache: Path,
+    often: bool = False,
+    wait: bool = False,
+    largest: int | None = None,
 ) -> None:
     """The whole of a process: `offrl benchmark` without its leaderboard.
 
     With `often` a chunk is one update, and several checkpoints are saved a second.
+    `largest` is the size in bytes beyond which no file can grow, as on a full disk.
     """
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ["JAX_NUM_CPU_DEVICES"] = "2"
@@ -129,8 +137,16 @@ def command(
     where.configure_jax()
     if often:
         jobs.FIRST_CHUNK, jobs.CHUNK_SECONDS, jobs.CHECKPOINT_SECONDS = 1, 0.0, 0.3
-    with Progress() as progress:
-        found = run_suite(SUITE, store, folder, progress, executor=where.open(store))
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    try:
+        with Progress() as progress:
+            found = run_suite(
+                SUITE, store, folder, progress, executor=where.open(store)
+            )
+    except OffrlError as error:
+        print(f"offrl: {error}", flush=True)
+        raise SystemExit(error.exit_code) from None
     print(found, flush=True)
     if found.stopped:
         raise SystemExit(STOPPED)

@@ -19,6 +19,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -67,13 +68,16 @@ class Kill:
     Attributes:
       victim: `command` or `worker`.
       points: metrics recorded until then.
-      unsaved_s: seconds since the newest checkpoint, or since the process began where
-        it had saved none: training, compilation, evaluation and start that are lost.
+      lost_s: seconds of work that no checkpoint held: since the newest one, or since
+        the process began that worked on the job; 0 where none did.
+      starting: whether that process had saved nothing yet, so that its start and its
+        compilation are part of the loss.
     """
 
     victim: str
     points: int
-    unsaved_s: float
+    lost_s: float
+    starting: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +146,16 @@ def began_at(pid: int) -> float:
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def unsaved(folder: Path, pid: int, now: float) -> float:
-    """Seconds of a process's work that no checkpoint holds."""
+def lost_work(folder: Path, now: float) -> tuple[float, bool]:
+    """`lost_s` and `starting` of a kill of everything at `now`."""
     saved = [path.stat().st_mtime for path in folder.glob("checkpoints/*/[0-9]*")]
-    try:
-        return now - max([*saved, began_at(pid)])
-    except FileNotFoundError:
-        return 0.0
+    began = []
+    for pid in holders(folder):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            began.append(began_at(pid))
+    if not began:
+        return 0.0, True
+    return now - max([*saved, *began]), max(began) > max(saved, default=0.0)
 
 
 def run_and_kill(settings: Settings, folder: Path, total: int) -> list[Kill]:
@@ -175,10 +182,10 @@ def run_and_kill(settings: Settings, folder: Path, total: int) -> list[Kill]:
                 break
             time.sleep(POLL_SECONDS)
         pid = moments.choice(pids)
-        lost = unsaved(folder, pid, time.time())
+        lost = lost_work(folder, time.time())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-            kills.append(Kill("worker" if at_worker else "command", points, lost))
+            kills.append(Kill("worker" if at_worker else "command", points, *lost))
         if not at_worker:
             process.wait()
     for _ in range(AGAIN):
@@ -221,13 +228,17 @@ def compare(whole: Path, killed: Path) -> tuple[int, int, int, int, int, int]:
 def table(report: Report) -> Table:
     """The report for people."""
     drawn = Table(title=f"{report.suite}, {report.executor}", show_header=False)
-    lost = sorted(kill.unsaved_s for kill in report.kills)
     victims = Counter(kill.victim for kill in report.kills)
     by_victim = ", ".join(f"{number} of a {name}" for name, number in victims.items())
     drawn.add_row("kills", f"{len(report.kills)} ({by_victim})")
-    if lost:
-        drawn.add_row("lost work per kill, median", f"{lost[len(lost) // 2]:.1f} s")
-        drawn.add_row("lost work per kill, most", f"{lost[-1]:.1f} s")
+    for starting, when in ((False, "after a checkpoint"), (True, "before the first")):
+        lost = [kill.lost_s for kill in report.kills if kill.starting is starting]
+        if lost:
+            middle = statistics.median(lost)
+            drawn.add_row(
+                f"seconds of work lost, {when}",
+                f"median {middle:.1f}, most {max(lost):.1f} (of {len(lost)})",
+            )
     drawn.add_row("undisturbed, by this process", f"{report.whole_s:.0f} s")
     drawn.add_row("killed and continued", f"{report.killed_s:.0f} s")
     drawn.add_row("rows compared", str(report.rows))

@@ -7,11 +7,13 @@ are kept; a damaged one is passed over, with a message, for the one before.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,18 @@ _MANIFEST = "manifest.json"
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Orbax logs what its threads raise before it raises it: pages on a full disk."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -71,7 +85,7 @@ class Checkpoints:
         serial = max(self.generations(), default=0) + 1
         temporary = self.folder / f"tmp-{serial}"
         try:
-            with ocp.StandardCheckpointer() as writer:
+            with _without_tracebacks(), ocp.StandardCheckpointer() as writer:
                 writer.save(temporary.absolute() / "state", state)
             (temporary / "meta.json").write_text(json.dumps(meta))
             manifest = {

@@ -175,7 +175,7 @@ def run_and_draw(
         tell(line)
     if outcome.busy:
         tell(
-            f"other processes are working on {len(outcome.busy)} more populations in "
+            f"other processes work on {len(outcome.busy)} of the populations in "
             f"{folder}; --wait waits for them and takes over what they leave"
         )
     code = 1 if outcome.failed else BUSY if outcome.busy else 0
