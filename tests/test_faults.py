@@ -3,6 +3,7 @@ metrics are those of one process that nobody disturbed."""
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
@@ -20,6 +21,7 @@ from tiny_runs import BUSY, DONE, JOBS, MEMBERS, RESULTS, STOPPED, contents, poi
 
 from offrl_jax.benchmark.executors import LocalExecutor, Ran, is_finished
 from offrl_jax.benchmark.progress import Progress
+from offrl_jax.errors import ResultsError
 from offrl_jax.results import lock_path, read_plan, row_path, try_lock
 
 LIMIT = 300.0
@@ -183,6 +185,21 @@ def test_a_full_disk_stops_in_one_line_and_nothing_is_lost(bench, tmp_path):
         assert contents(folder).items() <= contents(bench.whole).items()
     assert bench.end(bench.start(folder)) == DONE
     bench.assert_equal(folder)
+
+
+def test_a_file_system_without_locks_is_told_in_one_line(tmp_path, monkeypatch):
+    """As Lustre is where it is mounted with noflock."""
+    import fcntl
+
+    def refuse(*_args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(ResultsError, match=r"job\.lock: its file system has no locks"),
+        try_lock(lock_path(tmp_path, "job")),
+    ):
+        pass
 
 
 @pytest.fixture(scope="module")
