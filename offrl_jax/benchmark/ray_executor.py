@@ -40,6 +40,9 @@ PATIENCE_SECONDS = 30.0
 """How long workers of a command that was killed may outlive it."""
 ZOMBIE_SECONDS = 600.0
 """The same for a worker that Ray gave up, on a node out of reach perhaps."""
+OBJECTS = 100_000_000
+"""Bytes that a cluster of this machine keeps for what tasks exchange: next to nothing.
+"""
 CONNECT_SECONDS = 5.0
 """How long the head of a cluster may take to answer."""
 FREE_SECONDS = 30.0
@@ -78,6 +81,7 @@ def cluster(
     }
     if address == "local":  # Ray's switch for binding to 127.0.0.1 alone
         defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    _check_address(address)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     try:
@@ -87,8 +91,13 @@ def cluster(
             "--executor ray needs Ray, which is not installed; "
             "pip install 'offrl-jax[ray]'"
         ) from error
-    _check_address(address)
-    local = {"include_dashboard": False, "object_store_memory": 100_000_000}
+    local = {
+        "include_dashboard": False,
+        "object_store_memory": OBJECTS,
+        "num_cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else None,
+    }
     try:
         with warnings.catch_warnings():
             # JAX warns of forks.  Ray's processes call nothing before they become
@@ -102,7 +111,7 @@ def cluster(
                 logging_level=logging.ERROR,
                 **(local if address == "local" else {}),
             )
-    except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(address, str(error)) from error
     try:
         yield RayExecutor(store, wait, cpus)
@@ -197,7 +206,8 @@ class RayExecutor:
             .remote()
         )
         # A process per job: JAX's devices and their memory go with it.
-        alone = ray.remote(max_calls=1, max_retries=0, **self._resources)
+        options: dict[str, Any] = {"max_calls": 1, "max_retries": 0, **self._resources}
+        alone: Any = ray.remote(**options)
         task: Any = alone(work)
         environment = {
             name: value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -165,7 +165,7 @@ def work(
             with Link(mailbox, job, folder) as link:
                 if is_finished(job, folder, link.say):
                     return Verdict("elsewhere")
-                tasks = _load(job, data_dir)
+                tasks = _load(job, data_dir, link.say)
                 run_job(job, tasks, folder, link, lambda: link.stopped)
                 return Verdict("done")
     except Stopped:
@@ -178,16 +178,17 @@ def work(
         return Verdict("failed", f"{error} (on {host})")
 
 
-def _load(job: Job, data_dir: str) -> dict[str, LoadedTask]:
+def _load(job: Job, data_dir: str, say: Callable[[str], None]) -> dict[str, LoadedTask]:
     """The job's tasks from the store as this node sees it.
 
     Raises:
-      DataError: they are absent here, or other ones than those that were planned with.
+      DataError: they are absent here, damaged, or not those of the plan.
     """
-    from offrl_jax.catalogue import load_task
+    from offrl_jax.benchmark.runner import load_checked
     from offrl_jax.datasets.store import Store
 
-    tasks = {name: load_task(name, Store(data_dir)) for name in job.datasets}
+    store = Store(data_dir)
+    tasks = {name: load_checked(name, store, say) for name in job.datasets}
     for name, hashes in job.datasets.items():
         if tasks[name].dataset_hash != hashes["dataset_hash"]:
             raise DataError(

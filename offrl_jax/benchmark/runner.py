@@ -110,13 +110,13 @@ def find_tasks(
     return found
 
 
-def _load(task_id: str, store: Store, progress: Progress) -> LoadedTask:
+def load_checked(task_id: str, store: Store, say: Callable[[str], None]) -> LoadedTask:
     """A task whose stored arrays are what their checksums say.
 
     Raises:
       DataError: they are not.
     """
-    task = load_task(task_id, store, progress=progress.say)
+    task = load_task(task_id, store, progress=say)
     if is_online(task_id):
         return task
     problem = store.check(task_id, "train").problem
@@ -243,7 +243,7 @@ def _plan_and_run(
     overrides: Mapping[str, str] | None,
     executor: Executor,
 ) -> Outcome:
-    tasks = [_load(task.id, store, progress) for task in found]
+    tasks = [load_checked(task.id, store, progress.say) for task in found]
     wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
     with lock(lock_path(folder, "plan"), PLAN_SECONDS):
         rows = read_rows(folder, progress.say)
@@ -259,7 +259,7 @@ def _plan_and_run(
     by_id = {task.task.id: task for task in tasks}
     for name in {task for job in jobs for task in job.datasets} - set(by_id):
         # A job that was begun is finished whole, tasks that are not asked for included.
-        by_id[name] = _load(name, store, progress)
+        by_id[name] = load_checked(name, store, progress.say)
     asked = sum(len(job.members) for job in wanted)
     open_runs = sum(len(job.members) for job in jobs)
     with _stop_on_interrupt(progress) as stop:
