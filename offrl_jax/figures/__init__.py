@@ -1,7 +1,8 @@
 """Figures of a results folder; nothing is run.
 
 `read_runs`, `panels` and `draw` make those of training metrics, seed by seed;
-`draw_progress` those of aggregated scores, `draw_tuning` those of choosing a policy.  Reading needs no matplotlib, drawing does.
+`draw_progress` those of aggregated scores, `draw_tuning` those of choosing a policy.
+Reading needs no matplotlib, drawing does.
 """
 
 from offrl_jax.figures.progress import draw as draw_progress

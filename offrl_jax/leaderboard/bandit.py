@@ -110,8 +110,9 @@ def deployment(
         length = policies.lengths[drawn]
         episode = jnp.floor(uniform * length.astype(jnp.float32)).astype(jnp.int32)
         at = drawn * width + jnp.minimum(episode, length - 1)
-        pulled = pulled + chosen
-        total = total + chosen * policies.rewards.reshape(-1)[at]
+        pulled = pulled + chosen.astype(jnp.float32)
+        reward = policies.rewards.reshape(-1)[at]
+        total = total + jnp.where(chosen > 0, reward[None, :], 0.0)
         mean = jnp.where(pulled > 0, total / jnp.maximum(pulled, 1.0), -jnp.inf)
         best = (_first_largest(mean) * policy).sum(axis=0)
         value = policies.values[best].reshape(sizes[0], trials).mean(axis=1)

@@ -338,7 +338,8 @@ def probability_of_improvement(x: Side, y: Side) -> Interval:
 
 @jax.jit
 def _fractions(marked: Array, count: Array, drawn: Array) -> tuple[Array, Array]:
-    share = 1.0 / (jnp.maximum(count, 1) * (count > 0).sum()).astype(jnp.float32)
+    runs = jnp.maximum(count, 1).astype(jnp.float32)
+    share = 1.0 / (runs * (count > 0).sum().astype(jnp.float32))
     factors = (marked * share[None, :, None]).reshape(marked.shape[0], -1)
     copies = drawn.reshape(factors.shape[1], -1).astype(jnp.float32)
     exact = jax.lax.Precision.HIGHEST

@@ -213,9 +213,6 @@ def _tuning(
     agents: list[AgentTuning] = []
     for agent in sorted({run.cell.agent for run in group.runs}):
         own = [run for run in group.runs if run.cell.agent == agent]
-        structures = len({run.config for run in own})
-        if structures > 1:
-            messages.append(f"{agent}: policies of {structures} different structures")
         by_task: dict[str, TaskTuning] = {}
         samples: dict[str, _Samples] = {}
         for task in begun:
