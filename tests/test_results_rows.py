@@ -18,6 +18,9 @@ import pytest
 
 from offrl_jax import results
 from offrl_jax.errors import ResultsError
+from offrl_jax.results.rows import NOT_CONTENT
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def make_row(**changes: Any) -> results.Row:
@@ -271,7 +274,8 @@ class TestReadRows:
         return path
 
     def record(self, **changes: Any) -> dict[str, Any]:
-        return {**dataclasses.asdict(make_row()), **changes}
+        """As a run writes it: `row_id` is that of the changed content."""
+        return dataclasses.asdict(make_row(**changes))
 
     def test_gzip_and_nested_folders(self, tmp_path: Path) -> None:
         line = json.dumps(self.record()).encode() + b"\n"
@@ -287,7 +291,7 @@ class TestReadRows:
             results.read_rows(tmp_path, silent)
 
     def test_order_is_independent_of_files(self, tmp_path: Path) -> None:
-        first, second = self.record(), self.record(seed=1, row_id="x")
+        first, second = self.record(), self.record(seed=1)
         self.write(tmp_path / "a", "1.jsonl", first, second)
         self.write(tmp_path / "b", "1.jsonl", second)
         self.write(tmp_path / "b", "2.jsonl", first)
@@ -305,16 +309,21 @@ class TestReadRows:
                 r"bad\.jsonl:2: field 'returns' is None, expected list",
             ),
             ({"status": "fine"}, r"bad\.jsonl:2: status 'fine'"),
-            ({"score": 1.0, "row_id": "y"}, r"bad\.jsonl:2: differs from .*:1"),
         ],
     )
     def test_refused_rows_name_file_and_line(
         self, tmp_path: Path, changes: dict[str, Any], match: str
     ) -> None:
-        self.write(tmp_path, "bad.jsonl", self.record(), self.record(**changes))
+        record = {**self.record(), **changes}
+        self.write(tmp_path, "bad.jsonl", self.record(), record)
         with pytest.raises(ResultsError, match=match) as caught:
             results.read_rows(tmp_path, silent)
         assert "\n" not in str(caught.value)
+
+    def test_two_rows_of_one_key_are_refused(self, tmp_path: Path) -> None:
+        self.write(tmp_path, "bad.jsonl", self.record(), self.record(score=1.0))
+        with pytest.raises(ResultsError, match=r"bad\.jsonl:2: differs from .*:1"):
+            results.read_rows(tmp_path, silent)
 
     def test_missing_field_and_bad_json(self, tmp_path: Path) -> None:
         record = self.record()
@@ -330,13 +339,101 @@ class TestReadRows:
         returns = [float(i) + 0.123456789 for i in range(100)]
         for agent in range(6):
             records = [
-                self.record(run_id=f"r{agent}", seed=i, row_id=f"{i}", returns=returns)
+                self.record(run_id=f"r{agent}", seed=i, returns=returns)
                 for i in range(1000)
             ]
             self.write(tmp_path, f"r{agent}.jsonl", *records)
         start = time.process_time()  # not the wall, which neighbours lengthen
         assert len(results.read_rows(tmp_path, silent)) == 6000
         assert time.process_time() - start < 1.5
+
+
+class TestIdentity:
+    """A row that was changed by hand is refused by whoever reads it."""
+
+    def lines(self, folder: Path, *rows: results.Row) -> Path:
+        path = results.row_path(folder, "run-a")
+        with results.RowFile(path, silent) as file:
+            for row in rows:
+                file.append(row)
+        return path
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ('"score":61.5', '"score":91.5'),
+            ("-140.0", "-14.0"),
+            ('"seed":1', '"seed":7'),
+            ('"alpha":2.5', '"alpha":2.6'),
+            ('"status":"ok"', '"status":"diverged"'),
+            ('"agent":"td3_bc"', '"agent":"iql"'),
+            ('"episodes":3', '"episodes":100'),
+            ('"score":61.5', '"score":NaN'),
+            ('"score":61.5', '"score":1e999'),
+        ],
+    )
+    def test_changed_content_is_refused(
+        self, tmp_path: Path, old: str, new: str
+    ) -> None:
+        path = self.lines(tmp_path, make_row(), make_row(seed=1), make_row(seed=2))
+        first, second, third = path.read_text().splitlines(keepends=True)
+        assert old in second
+        path.write_text(first + second.replace(old, new, 1) + third)
+        for read in (
+            lambda: results.read_rows(tmp_path, silent),
+            lambda: results.RowFile(path, silent),
+        ):
+            with pytest.raises(ResultsError, match=r"run-a\.jsonl:2: row_id '") as told:
+                read()
+            assert "changed after it was written; restore the file" in str(told.value)
+            assert "\n" not in str(told.value)
+
+    def test_a_null_cannot_become_nan(self, tmp_path: Path) -> None:
+        # Non-finite numbers are hashed as null: the same hash must not let one in.
+        path = self.lines(tmp_path, make_row(score=None, status="diverged"))
+        path.write_text(path.read_text().replace('"score":null', '"score":NaN'))
+        with pytest.raises(ResultsError, match="NaN that is not null"):
+            results.read_rows(tmp_path, silent)
+
+    def test_an_emptied_row_id_is_refused(self, tmp_path: Path) -> None:
+        path = self.lines(tmp_path, make_row())
+        path.write_text(path.read_text().replace(make_row().row_id, ""))
+        with pytest.raises(ResultsError, match="row_id ''"):
+            results.read_rows(tmp_path, silent)
+
+    def test_time_host_and_layout_may_change(self, tmp_path: Path) -> None:
+        path = self.lines(tmp_path, make_row())
+        record = {**json.loads(path.read_text()), "wall_s": 1.0, "device": "gpu"}
+        path.write_text(json.dumps(dict(reversed(record.items()))) + "\n")
+        (row,) = results.read_rows(tmp_path, silent)
+        assert (row.wall_s, row.returns) == (1.0, make_row().returns)
+
+    def test_rows_with_fewer_fields_keep_their_hash(self, tmp_path: Path) -> None:
+        # As an older writer of the schema, which knew no `error`, would have done it.
+        record = dataclasses.asdict(make_row())
+        del record["error"]
+        content = {n: v for n, v in record.items() if n not in NOT_CONTENT}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        record["row_id"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path = results.row_path(tmp_path, "old")
+        path.parent.mkdir()
+        path.write_text(json.dumps(record) + "\n")
+        assert results.read_rows(tmp_path, silent)[0].returns == make_row().returns
+
+    def test_odd_numbers_survive_the_round_trip(self, tmp_path: Path) -> None:
+        odd = [0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, 1e16, 2.0**53 + 2]
+        hyper = {"big": 10**30, "inf": math.inf, "deep": {"b": [math.nan], "a": (1,)}}
+        row = make_row(returns=[*odd, math.nan, -math.inf], hyper=hyper, error="né\x1b")
+        self.lines(tmp_path, row)
+        (read,) = results.read_rows(tmp_path, silent)
+        assert read.row_id == row.row_id
+        assert [repr(x) for x in read.returns[:-2]] == [repr(x) for x in odd]
+
+    @pytest.mark.parametrize(
+        "folder", sorted(path.parent.name for path in RESULTS.glob("*/rows"))
+    )
+    def test_rows_of_the_repository_are_whole(self, folder: str) -> None:
+        assert results.read_rows(RESULTS / folder, silent)
 
 
 class TestPlan:
