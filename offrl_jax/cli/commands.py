@@ -159,6 +159,8 @@ class Leaderboard:
     """What to write."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write. Default: the screen."""
+    pool_protocols: bool = False
+    """Let runs that differ in evaluation episodes, curve or seed share a table."""
 
     def run(self) -> int:
         """Draws."""
@@ -169,7 +171,7 @@ class Leaderboard:
         configure_jax()
         from offrl_jax import leaderboard
 
-        board = leaderboard.build(self.results)
+        board = leaderboard.build(self.results, self.pool_protocols)
         if self.out is None:
             show(board, self.format)
             return 0

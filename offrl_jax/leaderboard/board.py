@@ -15,7 +15,7 @@ from offrl_jax.leaderboard.model import (
     Section,
     TaskInfo,
 )
-from offrl_jax.leaderboard.runs import Run
+from offrl_jax.leaderboard.runs import Run, device_seconds
 from offrl_jax.leaderboard.sections import (
     RETURN,
     SCORE,
@@ -25,17 +25,20 @@ from offrl_jax.leaderboard.sections import (
     read_contents,
     warnings,
 )
-from offrl_jax.results import Row
 
 
-def build(folder: Path) -> Leaderboard:
+def build(folder: Path, pool_protocols: bool = False) -> Leaderboard:
     """Computes the leaderboard of a results folder from its rows and its plan.
+
+    Args:
+      folder: of results.
+      pool_protocols: whether runs of different evaluation protocols share a table.
 
     Raises:
       ResultsError: no such folder, nothing to rank in it, or rows that cannot be read
         or contradict each other.
     """
-    contents = read_contents(folder)
+    contents = read_contents(folder, pool_protocols)
     return Leaderboard(tuple(map(_section, contents.groups)), contents.messages)
 
 
@@ -129,7 +132,8 @@ def _entry(
     budget: tuple[int, set[int]] | None,
 ) -> Entry:
     label, agent, setting, cells, runs = line
-    costs = [cost for run in runs if run.row and (cost := _cost(run.row)) is not None]
+    every = [device_seconds(run.row) for run in runs if run.row]
+    costs = [cost for cost in every if cost is not None]
     scored = all(units[task] == "score" for task in ranked)
     return Entry(
         label=label,
@@ -149,10 +153,3 @@ def _entry(
             for task, cell in cells.items()
         ),
     )
-
-
-def _cost(row: Row) -> float | None:
-    members, devices = (row.population.get(n) for n in ("members", "devices"))
-    if row.wall_s is None or not isinstance(members, int) or members < 1:
-        return None
-    return row.wall_s * (devices if isinstance(devices, int) else 1) / members

@@ -121,7 +121,7 @@ class Section:
       family: as in `SectionKey`.
       preset: as in `SectionKey`.
       updates_total: as in `SectionKey`.
-      protocol: as in `SectionKey`, decoded.
+      protocol: as in `SectionKey`, decoded; `{"pooled": [...]}` of several.
       tuning: `ONE_SETTING` or `PER_TASK`.
       tasks: sorted by id.
       entries: ranked ones first, by rank and IQM, then the others by label.

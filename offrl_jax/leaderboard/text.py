@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from offrl_jax.leaderboard.model import FEW_EPISODES, FEW_SEEDS, Cell, Entry, Section
 from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.runs import POOLED
 from offrl_jax.leaderboard.statistics import REPLICATIONS
 from offrl_jax.results import ONLINE
 
@@ -125,8 +126,14 @@ def subtitle(section: Section) -> str:
     episodes = span(cell.episodes for cell in cells)
     return (
         f"{tasks}, {seeds} seeds x {episodes} episodes, {section.updates_total:,} "
-        f"{steps_name(section.family)}, {section.tuning}"
+        f"{steps_name(section.family)}, {section.tuning}{pooled(section)}"
     )
+
+
+def pooled(section: Section) -> str:
+    """What a subtitle adds where runs of several protocols stand together."""
+    protocols = section.protocol.get(POOLED, ())
+    return f", {len(protocols)} protocols POOLED" if protocols else ""
 
 
 def steps_name(family: str) -> str:

@@ -212,8 +212,8 @@ def from_record(record: Any, where: str) -> Row:
     """Builds a row from parsed JSON; `where` (file and line) heads an error.
 
     Raises:
-      ResultsError: another schema, a missing, unknown or wrongly typed field, or content
-        that is not what `row_id` was made of.
+      ResultsError: another schema, a missing, unknown or wrongly typed field, or
+        content that is not what `row_id` was made of.
     """
     if not isinstance(record, dict) or "schema" not in record:
         raise ResultsError(
