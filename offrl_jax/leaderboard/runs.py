@@ -11,9 +11,10 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from offrl_jax.errors import unknown_name
 from offrl_jax.results import BEHAVIOUR, Plan, Row
 from offrl_jax.results.rows import strict_json
 
@@ -263,6 +264,38 @@ def device_seconds(row: Row) -> float | None:
     if row.wall_s is None or not isinstance(members, int) or members < 1:
         return None
     return row.wall_s * (devices if isinstance(devices, int) else 1) / members
+
+
+def check_names(
+    runs: Iterable[Run], agents: Sequence[str] | None, tasks: Sequence[str] | None
+) -> None:
+    """Refuses a name of which there is no run.
+
+    Raises:
+      UsageError: with the nearest name that there is.
+    """
+    runs = list(runs)
+    for kind, names, there in (
+        ("agent", agents, {name for run in runs for name in _names(run)}),
+        ("task", tasks, {run.cell.task for run in runs}),
+    ):
+        for name in names or ():
+            if name not in there:
+                raise unknown_name(f"{kind} of these results", name, there)
+
+
+def is_chosen(
+    run: Run, agents: Sequence[str] | None, tasks: Sequence[str] | None
+) -> bool:
+    """Whether a run is of these agents (labels, or names alone) and tasks."""
+    return (agents is None or not _names(run).isdisjoint(agents)) and (
+        tasks is None or run.cell.task in tasks
+    )
+
+
+def _names(run: Run) -> set[str]:
+    """What may be said for the agent of a run: its label, or its name alone."""
+    return {run.cell.agent, base_of(run.cell.agent)}
 
 
 def tuning_budget(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[int, set[int]]]:

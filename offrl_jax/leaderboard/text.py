@@ -28,6 +28,15 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
+LONGEST = 56
+"""Characters of a name in a terminal's table; longer ones lose their middle."""
+
+
+def cut(name: str) -> str:
+    """`name`, or its first 40 and last 15 characters with an ellipsis between."""
+    return name if len(name) <= LONGEST else f"{name[:40]}…{name[-15:]}"
+
+
 def number(value: float | None) -> str:
     """One decimal; none from 1,000 on."""
     if value is None:
@@ -91,15 +100,18 @@ def marks(entry: Entry) -> str:
 def footnotes(section: Section) -> list[str]:
     """What the marks of the section's lines mean."""
     used = "".join(marks(entry) for entry in section.entries)
-    floor = (
-        "a score of 0" if section.unit == "score" else "the lowest return of the task"
-    )
-    meanings = {
+    return meanings(used, section.unit == "return")
+
+
+def meanings(used: str, raw: bool) -> list[str]:
+    """What the marks in `used` mean, of scores or of raw returns."""
+    floor = "the lowest return of the task" if raw else "a score of 0"
+    known = {
         FEW_MARK: f"fewer than {FEW_SEEDS} seeds or {FEW_EPISODES} episodes on a task",
         DIVERGED_MARK: f"diverged runs, counted as {floor}, or their own if lower",
         INCOMPLETE_MARK: "runs are absent; no rank without runs of every task",
     }
-    return [f"{mark} {meaning}" for mark, meaning in meanings.items() if mark in used]
+    return [f"{mark} {meaning}" for mark, meaning in known.items() if mark in used]
 
 
 def title(section: Section) -> str:
@@ -108,8 +120,8 @@ def title(section: Section) -> str:
 
 
 def heading(suite: str, family: str, preset: str) -> str:
-    """The title of a table of that suite, family and preset."""
-    names = [suite, family]
+    """The title of a table of that suite (if of one), family and preset."""
+    names = [suite, family] if suite else [family]
     if preset != "full":
         names.append(f"preset {preset}")
     return printable(" · ".join(names))
