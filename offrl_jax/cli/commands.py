@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
+from offrl_jax.cli.compare_command import Compare
 from offrl_jax.cli.data_commands import Data
 from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
 from offrl_jax.cli.running import (
@@ -385,6 +386,7 @@ Command = (
     Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Run, subcommand("run")]
     | Annotated[Leaderboard, subcommand("leaderboard")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
     | Annotated[Embed, subcommand("embed")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.padding import Padding
@@ -18,7 +19,7 @@ from offrl_jax.leaderboard.compare import (
     TaskDifference,
 )
 from offrl_jax.leaderboard.ranking import Bounds
-from offrl_jax.leaderboard.sections import RETURN
+from offrl_jax.leaderboard.sections import RETURN, name_seeds
 from offrl_jax.leaderboard.statistics import REPLICATIONS
 
 JSON_SCHEMA = 1
@@ -26,11 +27,11 @@ JSON_SCHEMA = 1
 
 HOW_TO_READ = (
     "B - A: IQM of B less that of A over the tasks that both have, scores x100; [ ]: "
-    f"95 % interval, runs resampled within tasks, {REPLICATIONS:,} times: a "
-    "seed's runs of A and B together where both sides have the same seeds (pairs), else "
-    "each side alone. better, worse: the interval lies above, below 0. tasks: better / "
-    "worse / undecided, each by its own interval. P(B>A): probability that a run of B "
-    "beats one of A. s/run: B / A."
+    f"95 % interval, runs resampled within tasks, {REPLICATIONS:,} times: the runs of "
+    "a seed together where both sides have the same seeds (pairs), else each side "
+    "alone. better, worse: the interval lies above, below 0. tasks: better / worse / "
+    "undecided, each by its own interval. P(B>A): probability that a run of B beats "
+    "one of A. s/run: B / A."
 )
 
 _STYLES = {compare.BETTER: "green", compare.WORSE: "bold red"}
@@ -136,6 +137,7 @@ def _notes(section: Comparison) -> Iterator[str]:
                 else "raw returns of several tasks are not pooled, choose one by --task"
             )
             yield f"{text.printable(agent.label)}: not judged, {why}"
+        yield from (f"{text.printable(agent.label)}: {how}" for how in _seeds(agent))
         left = [task.task for task in agent.tasks if task.difference is None]
         if left:
             names = text.printable(", ".join(left))
@@ -143,6 +145,19 @@ def _notes(section: Comparison) -> Iterator[str]:
                 f"{text.printable(agent.label)}: without runs of both sides, "
                 f"left out: {names}"
             )
+
+
+def _seeds(agent: AgentDifference) -> list[str]:
+    """Where the seeds of both sides differ, and what they are."""
+    found: dict[str, int] = defaultdict(int)
+    for task in agent.tasks:
+        a, b = task.baseline.seeds, task.change.seeds
+        if a and b and a != b:
+            found[f"{name_seeds(a)} in A, {name_seeds(b)} in B"] += 1
+    return [
+        f"{what} on {count} task{'s' * (count > 1)}, so not paired"
+        for what, count in sorted(found.items())
+    ]
 
 
 def _common(found: Comparisons) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.leaderboard.ranking import Bounds
 
 FEW_SEEDS = 5
@@ -165,7 +166,9 @@ class Leaderboard:
     Attributes:
       sections: sorted.
       messages: about the folder as a whole, one line each.
+      published: numbers of others, in tables of their own.
     """
 
     sections: tuple[Section, ...]
     messages: tuple[str, ...]
+    published: tuple[PublishedTable, ...] = ()

@@ -256,12 +256,12 @@ def absent(
             at = f"diverged by {run.reached:,} updates, counted as the floor"
             groups[run.cell, at].append(run.seed)
     return tuple(
-        f"{labels[cell.agent, cell.setting]} on {cell.task}: {_seeds(seeds)} {reason}"
+        f"{labels[cell.agent, cell.setting]} on {cell.task}: {name_seeds(seeds)} {reason}"
         for (cell, reason), seeds in sorted(groups.items())
     )
 
 
-def _seeds(seeds: list[int]) -> str:
+def name_seeds(seeds: Iterable[int]) -> str:
     """`seed 3`, or `seeds 0-2, 7`."""
     parts: list[list[int]] = []
     for seed in sorted(seeds):
@@ -270,7 +270,7 @@ def _seeds(seeds: list[int]) -> str:
         else:
             parts.append([seed])
     text = ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
-    return f"seed{'s' if len(seeds) > 1 else ''} {text}"
+    return f"seed{'' if text.isdigit() else 's'} {text}"
 
 
 def warnings(group: Group) -> tuple[str, ...]:
@@ -304,7 +304,7 @@ def warnings(group: Group) -> tuple[str, ...]:
         shared = own & budget.get((agent, key.family), (0, set()))[1]
         if shared:
             found.append(
-                f"{agent}: {_seeds(list(shared))} served for tuning and for testing"
+                f"{agent}: {name_seeds(shared)} served for tuning and for testing"
             )
     changed = sum(run.row is not None and run.row.split_changed for run in runs)
     if changed:
