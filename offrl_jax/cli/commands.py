@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -151,27 +152,49 @@ class Run:
 class Leaderboard:
     """Draw the leaderboard of a results folder; runs nothing.
 
-    Example: offrl leaderboard results/quick --format md --out leaderboard.md
+    Example: offrl leaderboard results/quick --format html --out leaderboard.html
     """
 
     results: Positional[Annotated[Path, arg(metavar="DIR")]]
     """Results folder."""
-    format: Literal["table", "md", "csv", "json"] = "table"
-    """What to write."""
+    format: Literal["table", "md", "csv", "json", "html"] = "table"
+    """What to write; html is one page that needs no network."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write. Default: the screen."""
     pool_protocols: bool = False
     """Let runs that differ in evaluation episodes, curve or seed share a table."""
+    serve: bool = False
+    """Serve the page on this machine, and follow a benchmark that runs."""
+    port: Annotated[int, arg(metavar="N")] = 8470
+    """Where to serve it."""
 
     def run(self) -> int:
         """Draws."""
+        if self.serve and (self.out is not None or self.format != "table"):
+            raise UsageError("--serve draws the page; leave out --format and --out")
+        if self.pool_protocols and (self.serve or self.format == "html"):
+            raise UsageError("--pool-protocols is for table, md, csv and json")
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
         from offrl_jax.benchmark.jax_settings import configure_jax
 
         configure_jax()
-        from offrl_jax import leaderboard
+        from offrl_jax import leaderboard, page
 
+        if self.serve:
+            with page.server(self.results, self.port) as serving:
+                host, port = serving.server_address[:2]
+                print(f"http://{host!s}:{port} follows {self.results}; Ctrl-C stops it")
+                sys.stdout.flush()
+                serving.serve_forever()
+        if self.format == "html":
+            content = page.render(self.results)
+            if self.out is None:
+                print(content, end="")
+                return 0
+            write(self.out, content)
+            print(f"wrote {self.out}")
+            return 0
         board = leaderboard.build(self.results, self.pool_protocols)
         if self.out is None:
             show(board, self.format)

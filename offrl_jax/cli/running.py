@@ -138,7 +138,7 @@ def run_and_draw(
     """
     import jax
 
-    from offrl_jax import leaderboard
+    from offrl_jax import leaderboard, page
     from offrl_jax.benchmark.progress import Progress
     from offrl_jax.benchmark.runner import run_suite
 
@@ -171,10 +171,13 @@ def run_and_draw(
     # On the CPU, as `offrl leaderboard` does: the same rows, the same digits.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         board = leaderboard.build(folder)
+        drawn = page.render(folder)
     show(board, "table")
     for style in ("md", "csv", "json"):
         write(folder / f"leaderboard.{style}", leaderboard.draw(board, style))
+    write(folder / "leaderboard.html", drawn)
     print(f"rows: {folder}/rows/*.jsonl   tables: {folder}/leaderboard.{{md,csv,json}}")
+    print(f"page: {folder}/leaderboard.html, to be opened in a browser")
     print(
         f"metrics: {folder}/metrics/*.jsonl   figures: offrl curves {folder} --out FILE"
     )

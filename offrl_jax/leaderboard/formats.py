@@ -13,6 +13,7 @@ from typing import Any
 from offrl_jax.leaderboard import progress, text
 from offrl_jax.leaderboard.model import Cell, Entry, Leaderboard, Section
 from offrl_jax.leaderboard.progress import Progress
+from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.leaderboard.ranking import Bounds
 from offrl_jax.results import BEHAVIOUR
 
@@ -42,6 +43,7 @@ CSV_COLUMNS: tuple[str, ...] = (
     "failed",
     "missing",
     "device_s_per_run",
+    "episode_share",
 )
 """One line per agent and statistic over `ranked tasks`, then one per agent and task."""
 
@@ -68,7 +70,10 @@ def _derived(attribute: Any) -> bool:
 
 
 def to_csv(board: Leaderboard) -> str:
-    """A flat table with the columns `CSV_COLUMNS`; empty where nothing is known."""
+    """A flat table with the columns `CSV_COLUMNS`; empty where nothing is known.
+
+    Measured numbers alone: those that others published have a CSV of their own.
+    """
     lines: list[dict[str, Any]] = []
     for section in board.sections:
         common = {
@@ -121,6 +126,7 @@ def _csv_lines(section: Section, entry: Entry) -> Iterable[dict[str, Any]]:
     for name, bounds in overall.items():
         if bounds is not None:
             line = {"task": "ranked tasks", "unit": section.unit, "statistic": name}
+            line |= {"episode_share": entry.episode_share}
             yield {**common, **line, **_csv_bounds(bounds)}
     for task, cell in zip(section.tasks, entry.cells, strict=True):
         line = {"task": task.task, "unit": task.unit, "statistic": "mean"}
@@ -131,13 +137,14 @@ def _csv_bounds(bounds: Bounds | None) -> dict[str, float | None]:
     return dataclasses.asdict(bounds) if bounds else {}
 
 
-def _csv_counts(cell: Cell) -> dict[str, int]:
+def _csv_counts(cell: Cell) -> dict[str, float | None]:
     return {
         "seeds": len(cell.seeds),
         "episodes": cell.episodes,
         "diverged": len(cell.diverged),
         "failed": len(cell.failed),
         "missing": len(cell.missing),
+        "episode_share": cell.episode_share,
     }
 
 
@@ -146,9 +153,25 @@ def to_markdown(board: Leaderboard) -> str:
     parts: list[str] = []
     for section in board.sections:
         parts += _markdown_section(section)
+    for published in board.published:
+        parts += _markdown_published(published)
     parts += [f"> {escape(message)}\n" for message in board.messages]
     parts.append(f"<sub>{escape(text.HOW_TO_READ)}</sub>\n")
     return "\n".join(parts)
+
+
+def _markdown_published(table: PublishedTable) -> list[str]:
+    lines = [
+        [escape(s.task), escape(s.agent), f"{s.score:g}", escape(s.spread)]
+        + [escape(s.conditions)]
+        for s in table.scores
+    ]
+    header = ("task", "agent", "score", "spread", "conditions")
+    return [
+        f"## {escape(table.family)}: {text.PUBLISHED}\n",
+        f"Source: {escape(table.source)}\n",
+        pipe_table(header, lines, left=(0, 1, 4)),
+    ]
 
 
 def _markdown_section(section: Section) -> list[str]:
@@ -160,7 +183,8 @@ def _markdown_section(section: Section) -> list[str]:
         parts.append(f"Devices: {escape(', '.join(section.devices))}\n")
     unit = "IQM" if section.unit == "score" else "IQM return"
     header = ["rank", "agent", unit, "95 % interval", "mean", "median"]
-    header += ["optimality gap", "P(lead)", "seeds x episodes", "s/run"]
+    header += ["optimality gap", "P(lead)", "seeds x episodes", "episode noise"]
+    header += ["s/run"]
     tuned = any(entry.tuned for entry in section.entries)
     header += ["tuning settings x seeds"] * tuned
     lines = []
@@ -175,6 +199,7 @@ def _markdown_section(section: Section) -> list[str]:
             text.estimate(entry.optimality_gap),
             f"{text.probability(entry)} {_two_decimals(entry.leader_better)}".strip(),
             text.runs(entry.cells),
+            text.percentage(entry.episode_share),
             text.seconds(entry.cost_s),
         ]
         if tuned:

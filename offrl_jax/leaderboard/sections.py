@@ -11,6 +11,7 @@ from typing import Any
 
 from offrl_jax.errors import ResultsError
 from offrl_jax.leaderboard.model import ONE_SETTING, PER_TASK
+from offrl_jax.leaderboard.published import PublishedTable, read_published
 from offrl_jax.leaderboard.runs import (
     POOLED,
     CellKey,
@@ -82,11 +83,13 @@ class Contents:
       groups: one per table, sorted.
       rows: all of them.
       messages: about the folder as a whole, one line each.
+      published: numbers of others, never among the groups.
     """
 
     groups: Sequence[Group]
     rows: Sequence[Row]
     messages: tuple[str, ...]
+    published: tuple[PublishedTable, ...]
 
 
 def read_contents(folder: Path, pool_protocols: bool = False) -> Contents:
@@ -121,6 +124,7 @@ def read_contents(folder: Path, pool_protocols: bool = False) -> Contents:
         ],
         rows,
         messages,
+        read_published(folder),
     )
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from offrl_jax.leaderboard import text
 from offrl_jax.leaderboard.model import Cell, Entry, Leaderboard, Section
+from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.results import BEHAVIOUR
 
 _STRIP = range(10, 29)  # widths worth drawing
@@ -27,6 +28,8 @@ def draw(board: Leaderboard, *, width: int, colour: bool) -> str:
     console = console_on(buffer, width, colour)
     for section in board.sections:
         _section(console, section, width)
+    for published in board.published:
+        _published(console, published)
     for message in board.messages:
         console.print(Text(f"note: {text.printable(message)}", "yellow"))
     console.print(Text(text.HOW_TO_READ, "dim"))
@@ -47,6 +50,32 @@ def console_on(file: io.StringIO, width: int, colour: bool) -> Console:
         markup=False,
         _environ={},  # a width or colour wish of the environment would change the bytes
     )
+
+
+def _published(console: Console, published: PublishedTable) -> None:
+    """One line per number, its spread beside it; the conditions below."""
+    console.print(Text(f"{text.printable(published.family)}: {text.PUBLISHED}", "bold"))
+    console.print(Text(f"source: {text.printable(published.source)}", "dim"))
+    console.print()
+    conditions = published.conditions
+    drawn = grid()
+    for name in ("task", "agent", "score", "spread"):
+        drawn.add_column(name, justify="right" if name == "score" else "left")
+    several = len(conditions) > 1
+    if several:
+        drawn.add_column("conditions", justify="right")
+    for score in published.scores:
+        values = [text.cut(text.printable(name)) for name in (score.task, score.agent)]
+        values += [f"{score.score:g}", text.printable(score.spread)]
+        if several:
+            own = conditions.index(score.conditions) + 1 if score.conditions else ""
+            values.append(f"({own})" if own else "")
+        drawn.add_row(*map(Text, values))
+    console.print(drawn)
+    for i, condition in enumerate(conditions, start=1):
+        mark = f"({i}) " if several else "conditions: "
+        console.print(Text(f"{mark}{text.printable(condition)}", "dim"))
+    console.print()
 
 
 def _section(console: Console, section: Section, width: int) -> None:

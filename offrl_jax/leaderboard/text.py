@@ -37,6 +37,10 @@ def cut(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[:40]}…{name[-15:]}"
 
 
+PUBLISHED = "published by others, not measured here"
+"""Heading of every table of numbers that others published."""
+
+
 def number(value: float | None) -> str:
     """One decimal; none from 1,000 on."""
     if value is None:
@@ -67,6 +71,11 @@ def seconds(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def percentage(share: float | None) -> str:
+    """`12 %`."""
+    return DASH if share is None else f"{100 * share:.0f} %"
 
 
 def span(values: Iterable[int]) -> str:

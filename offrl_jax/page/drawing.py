@@ -1,0 +1,70 @@
+"""From a results folder to the text of its page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from offrl_jax.version import __version__
+from offrl_jax.leaderboard import board, progress, text
+from offrl_jax.leaderboard.sections import read_contents
+from offrl_jax.page import charts
+from offrl_jax.page.cells import encode
+from offrl_jax.page.view import look_numbers, section_view
+
+
+def render(folder: Path, *, live: bool = False) -> str:
+    """The page of a results folder; the same rows and plan give the same text.
+
+    Args:
+      folder: of results.
+      live: whether the page asks its server for changes, see `server`.
+
+    Raises:
+      ResultsError: as `leaderboard.build`.
+    """
+    contents = read_contents(folder)
+    built = board.of_contents(contents)
+    curves, _ = progress.of_contents(contents)
+    by_key = {(own.key, own.tuning): own for own in curves}
+    looks = look_numbers(built.sections)
+    sections = [
+        section_view(
+            section, by_key.get((group.key, group.tuning)), group.runs, looks, position
+        )
+        for position, (group, section) in enumerate(
+            zip(contents.groups, built.sections, strict=True)
+        )
+    ]
+    script, style = _part("page.js"), _part("page.css")
+    data = json.dumps(encode(contents, built.sections), separators=(",", ":"))
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_part),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        sections=sections,
+        families=sorted({section.family for section in built.sections}),
+        messages=[text.printable(message) for message in built.messages],
+        how_to_read=text.HOW_TO_READ,
+        version=__version__,
+        box=charts,
+        live=live,
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        # No "</script>" can end the block, whatever a name holds.
+        data=data.replace("<", "\\u003c"),
+    )
+
+
+def _part(name: str) -> str:
+    return resources.files("offrl_jax.page").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,367 @@
+"""The page as a file: its numbers, its escapes, its charts; see also test_page_browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from test_leaderboard_board import (
+    TASKS,
+    even,
+    example_rows,
+    fill,
+    make_behaviour,
+    make_row,
+    make_rows,
+    only_section,
+)
+
+from offrl_jax import page
+from offrl_jax.cli import _parse
+from offrl_jax.errors import ResultsError, UsageError
+from offrl_jax.leaderboard import text
+from offrl_jax.leaderboard.model import Cell
+from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.page import charts
+from offrl_jax.page.view import commands, surely_highest
+from offrl_jax.results import Row
+
+EVIL = "<script>window.hacked=1</script>\"'><img src=x onerror=hacked=1>"
+LONG = "agent_" + "x" * 300
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and the words of table cells."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self._into: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tables and self.tables[-1] and self.tables[-1][-1]:
+            self.tables[-1][-1][-1] += data
+
+
+def read(content: str) -> Reader:
+    reader = Reader()
+    reader.feed(content)
+    return reader
+
+
+def data_of(content: str) -> dict[str, Any]:
+    found = re.search(r'id="data">(.*?)</script>', content, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def cells_of(line: list[str]) -> list[str]:
+    return [" ".join(cell.split()) for cell in line]
+
+
+def curve_rows() -> list[Row]:
+    """Rows of two evaluations, so that there are curves."""
+    early = [
+        make_row(
+            **{
+                name: getattr(row, name)
+                for name in ("agent", "task", "seed", "run_id", "setting")
+            },
+            score=row.score / 2 if row.score else 0.0,
+            step=50,
+        )
+        for row in example_rows()
+        if row.seed is not None
+    ]
+    return early + example_rows()
+
+
+def test_tables_hold_the_leaderboards_numbers(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "r", curve_rows())
+    section = only_section(folder)
+    ranking, tasks, _ = read(page.render(folder)).tables[:3]
+    head, *lines, behaviour = map(cells_of, ranking)
+    assert head[:3] == ["#", "agent", "IQM"]
+    for entry, line in zip(section.entries, lines, strict=True):
+        assert line[0] == str(entry.rank)
+        assert line[1] == entry.label
+        assert line[2] == f"{text.estimate(entry.iqm)} {text.interval(entry.iqm)}"
+        assert line[4] == text.estimate(entry.mean)
+        assert line[10] == text.seconds(entry.cost_s)
+    assert behaviour[4] == "30.0"
+    head, *lines = map(cells_of, tasks)
+    assert head[1:-1] == [entry.label for entry in section.entries]
+    for j, line in enumerate(lines):
+        assert line[0] == section.tasks[j].task
+        for entry, words in zip(section.entries, line[1:-1], strict=True):
+            mean = entry.cells[j].mean
+            assert words == text.estimate(mean) + text.interval(mean)
+
+
+def test_rows_in_the_page_are_those_of_the_files(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "r", curve_rows())
+    known = {
+        (record["agent"], record["task"], record["seed"]): record
+        for path in (folder / "rows").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        if (record := json.loads(line))["step"] == 100
+    }
+    data = data_of(page.render(folder))
+    (section,) = data["sections"]
+    count = 0
+    for place, cell in section["cells"].items():
+        agent, task = map(int, place.split("."))
+        for run in cell["runs"]:
+            whole = {name: data["pool"][i] for name, i in cell["shared"].items()}
+            whole |= run["row"]
+            key = (section["agents"][agent], section["tasks"][task], run["seed"])
+            assert whole == known[key]
+            # Two scores make the scale: 10 of return are a point of score here.
+            steps, values, halves = zip(*run["curve"], strict=True)
+            assert steps == (50, 100)
+            assert values == pytest.approx([whole["score"] / 2, whole["score"]], 1e-4)
+            deviation = (20 * 0.25 / 19) ** 0.5
+            assert halves[1] == pytest.approx(1.96 * deviation / 20**0.5 / 10, rel=5e-3)
+            count += 1
+    assert count == 60
+
+
+def test_lists_of_episodes_are_left_out_of_large_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(tmp_path / "r", example_rows())
+    whole = page.render(folder)
+    monkeypatch.setattr("offrl_jax.page.cells.EPISODES_BYTES", 1_000)
+    lean = page.render(folder)
+    assert data_of(whole)["episodes"]
+    assert not data_of(lean)["episodes"]
+    assert len(lean) < len(whole) - 20_000
+
+
+def test_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "r", curve_rows())
+    content = page.render(folder)
+    assert content == page.render(folder)
+    elements = read(content).elements
+    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in elements}
+    assert not [name for tag, own in elements for name in own if name == "src"]
+    links = [own["href"] for tag, own in elements if tag == "a"]
+    assert all(link and link.startswith("#") for link in links)
+    (policy,) = [own["content"] for tag, own in elements if "http-equiv" in own]
+    scripts = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "connect-src" not in policy
+    ids = [own["id"] for _, own in elements if "id" in own]
+    assert len(ids) == len(set(ids))
+    assert str(tmp_path) not in content
+
+
+def test_names_never_become_markup(tmp_path: Path) -> None:
+    rows = make_rows(EVIL, even(50.0), run_id="evil", setting=EVIL)
+    rows += make_rows(LONG, even(40.0), run_id="long", suite=f"suite{EVIL}")
+    content = page.render(fill(tmp_path / "r", rows))
+    reader = read(content)
+    assert [tag for tag, _ in reader.elements].count("script") == 2
+    assert not [own for _, own in reader.elements if {"src", "onerror"} & own.keys()]
+    assert any(
+        EVIL in cell for table in reader.tables for line in table for cell in line
+    )
+    assert (
+        EVIL
+        in data_of(content)["sections"][-1]["agents"]
+        + data_of(content)["sections"][0]["agents"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (make_rows("bc", even(50.0)), "No other agent is ranked beside it."),
+        (make_rows("bc", even(50.0), seeds=1), "too narrow"),
+        (
+            [r for a in ("a", "b") for r in make_rows(a, even(50.0))],
+            "not surely better than b (0.50)",
+        ),
+        (
+            make_rows("good", even(90.0)) + make_rows("bad", even(10.0)),
+            "surely better than bad (1.00)",
+        ),
+        (
+            make_rows("bc", even(50.0), status="diverged", seeds=5),
+            "bc has the highest IQM: 0.0",
+        ),
+        (
+            [make_row(seed=s, score=None, task=t) for t in TASKS for s in range(5)],
+            "No ranking: raw returns",
+        ),
+        (make_rows("bc", {TASKS[0]: 3.0}, returns=[float("nan")] * 3), "0.0"),
+    ],
+)
+def test_what_it_says_in_short(rows: list[Row], words: str, tmp_path: Path) -> None:
+    content = page.render(fill(tmp_path / "r", rows))
+    short = re.search(r'<ul class="short">(.*?)</ul>', content, re.DOTALL)
+    assert short is not None
+    assert words in short[1]
+
+
+def test_a_thousand_agents(tmp_path: Path) -> None:
+    rows = [
+        make_row(agent=f"agent{i:04}", run_id="r", setting=f"s{i}", score=i / 10)
+        for i in range(1000)
+    ]
+    content = page.render(fill(tmp_path / "r", rows))
+    matrix = read(content).tables[-1]
+    assert len(matrix) == 31
+    assert "The first 30 of 1000 agents" in content
+    assert "the other 970 have a lower IQM" in content
+
+
+def test_unfinished_folders(tmp_path: Path) -> None:
+    rows = [r for r in curve_rows() if r.step == 50]
+    content = page.render(fill(tmp_path / "r", rows))
+    assert "PARTIAL: 0 of 60 runs" in content
+    assert "No ranking: no agent has finished" in content
+    with pytest.raises(ResultsError, match="no such folder"):
+        page.render(tmp_path / "none")
+
+
+def test_commands_are_ones_that_offrl_takes(tmp_path: Path) -> None:
+    own = {"protocol": {"episodes": 20, "evaluations": 4}, "suite": "run"}
+    for suite in ("quick", "run"):
+        rows = make_rows("td3_bc@quick", even(5.0), **{**own, "suite": suite})
+        section = only_section(fill(tmp_path / suite, rows))
+        content = page.render(tmp_path / suite)
+        (line,) = [own["data-sort"] for tag, own in [("", {"data-sort": ""})]] and [
+            *re.findall(r"<code>(offrl [^<]*)</code>", content)[:1]
+        ]
+        parsed = _parse(shlex.split(line)[1:])
+        assert parsed.seeds == 10
+        assert parsed.updates == 100
+        if suite == "run":
+            assert parsed.agent == "td3_bc@quick"
+            assert parsed.task == tuple(t.task for t in section.tasks)
+            assert (parsed.episodes, parsed.evaluations) == (20, 4)
+        else:
+            assert parsed.suite == "quick"
+        assert commands(section, ())  # no runs at all: still a command
+
+
+class TestCharts:
+    def test_places_on_an_axis(self) -> None:
+        scale = charts.Scale(0.0, 10.0, 100.0, 200.0)
+        assert [scale(v) for v in (0, 2.5, 10, 99, -9)] == [100, 125, 200, 200, 100]
+        log = charts.Scale(1.0, 100.0, 0.0, 100.0, log=True)
+        assert [log(v) for v in (1, 10, 100)] == [0, 50, 100]
+        assert charts.Scale(3.0, 3.0, 0.0, 100.0)(3.0) == 50
+
+    @pytest.mark.parametrize(
+        ("low", "high", "expected"),
+        [
+            (0, 100, [0, 20, 40, 60, 80, 100]),
+            (-0.5, 1.0, [-0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            (0, 102_400, [0, 20_000, 40_000, 60_000, 80_000, 100_000]),
+            (7, 7, [7]),
+        ],
+    )
+    def test_ticks(self, low: float, high: float, expected: list[float]) -> None:
+        assert charts.ticks(low, high) == pytest.approx(expected)
+
+    def test_ticks_of_a_logarithmic_axis(self) -> None:
+        assert charts.log_ticks(0.3, 6) == pytest.approx([0.5, 1, 2, 5])
+        assert charts.log_ticks(0.5, 5000) == pytest.approx([1, 10, 100, 1000])
+
+    def test_names_lie_beside_each_other(self) -> None:
+        dots = [
+            charts.Dot(i, x, y, y + 5, y - 5, 0, 0, "start")
+            for i, (x, y) in enumerate([(100, 100), (104, 103), (380, 50), (60, 200)])
+        ]
+        placed = charts.place_names(dots, dict.fromkeys(range(4), 60.0))
+        boxes = []
+        for dot in placed:
+            start = dot.name_x - (60 if dot.anchor == "end" else 0)
+            assert start >= charts.LEFT
+            assert start + 60 <= charts.WIDTH
+            boxes.append((start, dot.name_y - 10, start + 60, dot.name_y + 3))
+        for i, a in enumerate(boxes):
+            for b in boxes[:i]:
+                apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+                assert apart
+
+    def test_lines_are_the_means(self, tmp_path: Path) -> None:
+        folder = fill(tmp_path / "r", curve_rows())
+        section = only_section(folder)
+        content = page.render(folder)
+        found = re.search(r"While training.*?</figure>", content, re.DOTALL)
+        assert found is not None
+        paths = re.findall(r'class="stroke" d="M([^"]*)"', found[0])
+        # Labels of the vertical axis tell which height is which value.
+        marks = re.findall(r'y="([\d.]+)" text-anchor="end">([\d.]+)<', found[0])
+        (y0, v0), *_, (y1, v1) = [(float(y) - 4, float(v)) for y, v in marks]
+        ends = {
+            round(v0 + (float(p.split(",")[-1]) - y0) * (v1 - v0) / (y1 - y0), 0)
+            for p in paths
+        }
+        assert ends == {round(e.iqm.value, 0) for e in section.entries if e.iqm}
+
+
+def test_bold_is_surely_the_highest() -> None:
+    def cell(low: float | None, value: float, high: float | None) -> Cell:
+        own = (), (), Bounds(value, low, high), 0, (), (), ()
+        return Cell("t", *own)
+
+    assert surely_highest([cell(8, 9, 10), cell(1, 2, 7.9)]) == 0
+    assert surely_highest([cell(8, 9, 10), cell(1, 2, 8.1)]) is None
+    assert surely_highest([cell(8, 9, 10), cell(None, 2, None)]) is None
+    assert surely_highest([cell(8, 9, 10)]) is None
+
+
+@pytest.mark.enable_socket
+def test_the_server_follows_the_folder(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "r", example_rows())
+    with page.server(folder, 0) as serving:
+        port = serving.server_address[1]
+        Thread(target=serving.serve_forever, daemon=True).start()
+
+        def ask(path: str) -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+                return answer.read().decode()
+
+        before, content = ask("/version"), ask("/")
+        assert "connect-src 'self'" in content
+        assert ask("/version") == before
+        fill(folder, make_rows("rebrac", even(70.0)))
+        assert ask("/version") != before
+        assert "rebrac" in ask("/")
+        next((folder / "rows").iterdir()).write_text("{}\nnonsense\n")
+        assert "cannot be drawn just now" in ask("/")
+        with pytest.raises(urllib.error.HTTPError):
+            ask("/etc/passwd")
+        with pytest.raises(UsageError, match=rf"port {port} .*taken"):
+            page.server(tmp_path / "r2", port) if fill(
+                tmp_path / "r2", [*example_rows(), make_behaviour("a/b-v0", 1.0)]
+            ) else None
+        serving.shutdown()
+    with pytest.raises(ResultsError, match="no such folder"):
+        page.server(tmp_path / "none", 0)
