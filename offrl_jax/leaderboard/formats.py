@@ -162,8 +162,7 @@ def to_markdown(board: Leaderboard) -> str:
 
 def _markdown_published(table: PublishedTable) -> list[str]:
     lines = [
-        [escape(s.task), escape(s.agent), f"{s.score:g}", escape(s.spread)]
-        + [escape(s.conditions)]
+        [*map(escape, (s.task, s.agent, f"{s.score:g}", s.spread, s.conditions))]
         for s in table.scores
     ]
     header = ("task", "agent", "score", "spread", "conditions")

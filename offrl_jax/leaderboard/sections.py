@@ -260,7 +260,7 @@ def absent(
             at = f"diverged by {run.reached:,} updates, counted as the floor"
             groups[run.cell, at].append(run.seed)
     return tuple(
-        f"{labels[cell.agent, cell.setting]} on {cell.task}: {name_seeds(seeds)} {reason}"
+        f"{labels[cell[:2]]} on {cell.task}: {name_seeds(seeds)} {reason}"
         for (cell, reason), seeds in sorted(groups.items())
     )
 
