@@ -267,7 +267,7 @@ class TestAbsentRuns:
         rows = make_rows("iql", even(60.0), seeds=2)
         a, b = fill(tmp_path / "a", rows), fill(tmp_path / "b", [], [make_job(rows)])
         with pytest.raises(
-            ResultsError, match="nothing to compare: B: iql on .*missing"
+            ResultsError, match=r"nothing to compare: B: iql on .*missing"
         ):
             leaderboard.compare(a, b)
 
@@ -385,8 +385,8 @@ class TestMatching:
             ),
             "flags: precision None in A, tf32 in B",
             "versions: jax 0.10.2 in A, 0.11 in B",
-            "s/run do not compare, of iql: 2 CPU cores x 10 runs in A, gpu x 10 runs in "
-            "B",
+            "s/run do not compare, of iql: 2 CPU cores x 10 runs in A, gpu x 10 runs "
+            "in B",
         )
         assert only_agent(found).cost_ratio is None
         slower = compared(tmp_path / "slow", rows, changed(rows, wall_s=45.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -68,8 +69,11 @@ def _section(group: Group) -> Section:
         if units[task] == SCORE or (len(tasks) == 1 and units[task] == RETURN)
     }
     lines = []
+    by_line: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        by_line[run.cell[:2]].append(run)
     for (agent, setting), label in group.labels.items():
-        own = [run for run in runs if run.cell[:2] == (agent, setting)]
+        own = by_line[agent, setting]
         by_task = {t: [run for run in own if run.cell.task == t] for t in tasks}
         spreads = {t: _spread(group, t, by_task[t]) for t in tasks}
         cells = {t: _cell(group, t, by_task[t], spreads[t]) for t in tasks}

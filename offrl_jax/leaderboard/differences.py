@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from offrl_jax.leaderboard import statistics
@@ -74,11 +75,11 @@ def _aggregate(
     ]
     found, samples, chances = [], [], []
     for stream, (scores, count) in enumerate(sides):
-        drawn = _draws(tuple(count.tolist()), scores.shape[1], 0 if paired else stream)
+        counts, slots = tuple(count.tolist()), scores.shape[1]
+        drawn, few = _draws(counts, slots, 0 if paired else stream)
         of_runs, of_draws = jax.device_get(statistics.replicates(scores, count, drawn))
         found.append(of_runs)
         samples.append(of_draws)
-        few = np.concatenate(drawn[: POI_REPLICATIONS // drawn.shape[-1]], axis=-1)
         chances.append(Side(scores, count, few))
     iqm, mean, means = (
         statistics.percentiles(
@@ -102,6 +103,9 @@ def _aggregate(
 
 # Of both sides: one byte per replication and run each.
 @functools.lru_cache(maxsize=2)
-def _draws(count: tuple[int, ...], slots: int, stream: int) -> Array:
+def _draws(count: tuple[int, ...], slots: int, stream: int) -> tuple[Array, Array]:
+    """Draws of aggregates, in chunks, and those of a probability, in one."""
     key = jax.random.fold_in(jax.random.key(SEED), stream)
-    return statistics.draws(key, np.array(count, np.int32), slots=slots)
+    drawn = statistics.draws(key, np.array(count, np.int32), slots=slots)
+    chunks = POI_REPLICATIONS // drawn.shape[-1]
+    return drawn, jnp.concatenate(drawn[:chunks], axis=-1)

@@ -184,9 +184,9 @@ def gather(
     }
     units = {task: _unit(task, runs, behaviour.get(task)) for task in tasks}
     lines = sorted({(run.cell.agent, run.cell.setting) for run in runs})
-    agents = [agent for agent, _ in lines]
+    several = Counter(agent for agent, _ in lines)
     labels = {
-        (agent, setting): agent if agents.count(agent) == 1 else f"{agent} [{setting}]"
+        (agent, setting): agent if several[agent] == 1 else f"{agent} [{setting}]"
         for agent, setting in lines
     }
     floors = {task: _floor(task, units[task], runs, behaviour) for task in tasks}
