@@ -338,6 +338,7 @@ class TestOddInput:
         refused(RESULTS, told, "leaderboard", "out")
         refused(RESULTS, told, "compare", "whole", "out")
 
+    @pytest.mark.long
     def test_a_thousand_agents(self, home: Path) -> None:
         """Time grows with the agents, not with their square; programs are shared."""
         path = home / "out" / "rows" / "all.jsonl"
