@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
+from offrl_jax.cli.compare_command import Compare
 from offrl_jax.cli.data_commands import Data
 from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
 from offrl_jax.cli.running import (
@@ -161,6 +162,8 @@ class Leaderboard:
     """What to write; html is one page that needs no network."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write. Default: the screen."""
+    pool_protocols: bool = False
+    """Let runs that differ in evaluation episodes, curve or seed share a table."""
     serve: bool = False
     """Serve the page on this machine, and follow a benchmark that runs."""
     port: Annotated[int, arg(metavar="N")] = 8470
@@ -170,6 +173,8 @@ class Leaderboard:
         """Draws."""
         if self.serve and (self.out is not None or self.format != "table"):
             raise UsageError("--serve draws the page; leave out --format and --out")
+        if self.pool_protocols and (self.serve or self.format == "html"):
+            raise UsageError("--pool-protocols is for table, md, csv and json")
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
         from offrl_jax.benchmark.jax_settings import configure_jax
@@ -191,7 +196,7 @@ class Leaderboard:
             write(self.out, content)
             print(f"wrote {self.out}")
             return 0
-        board = leaderboard.build(self.results)
+        board = leaderboard.build(self.results, self.pool_protocols)
         if self.out is None:
             show(board, self.format)
             return 0
@@ -405,6 +410,7 @@ Command = (
     Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Run, subcommand("run")]
     | Annotated[Leaderboard, subcommand("leaderboard")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
     | Annotated[Tuning, subcommand("tuning")]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.leaderboard.ranking import Bounds
 
 FEW_SEEDS = 5
@@ -128,7 +129,7 @@ class Section:
       family: as in `SectionKey`.
       preset: as in `SectionKey`.
       updates_total: as in `SectionKey`.
-      protocol: as in `SectionKey`, decoded.
+      protocol: as in `SectionKey`, decoded; `{"pooled": [...]}` of several.
       tuning: `ONE_SETTING` or `PER_TASK`.
       tasks: sorted by id.
       entries: ranked ones first, by rank and IQM, then the others by label.
@@ -172,7 +173,9 @@ class Leaderboard:
     Attributes:
       sections: sorted.
       messages: about the folder as a whole, one line each.
+      published: numbers of others, in tables of their own.
     """
 
     sections: tuple[Section, ...]
     messages: tuple[str, ...]
+    published: tuple[PublishedTable, ...] = ()

@@ -8,11 +8,13 @@ protocol are never put into one.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from offrl_jax.errors import unknown_name
 from offrl_jax.results import BEHAVIOUR, Plan, Row
 from offrl_jax.results.rows import strict_json
 
@@ -25,7 +27,7 @@ class SectionKey(NamedTuple):
       family: of tasks.
       preset: suffix of the agent labels, `full` where there is none.
       updates_total: of the last phase.
-      protocol: canonical JSON.
+      protocol: canonical JSON; of several protocols, `{"pooled": [...]}`.
     """
 
     suite: str
@@ -33,6 +35,15 @@ class SectionKey(NamedTuple):
     preset: str
     updates_total: int
     protocol: str
+
+
+Merge = Callable[[Iterable[SectionKey]], Mapping[SectionKey, SectionKey]]
+"""Puts runs of several keys under one; keys that it leaves out stay as they are."""
+
+POOLED = "pooled"
+"""The name under which a merged key holds its protocols."""
+POOLABLE = frozenset({"episodes", "evaluations", "curve_episodes", "seed"})
+"""What runs of one table may differ in if asked for; never the protocol's version."""
 
 
 class CellKey(NamedTuple):
@@ -48,7 +59,8 @@ class Run:
     """One seed of a cell.
 
     Attributes:
-      section: the table.
+      section: the table, after merging.
+      protocol: its own, canonical JSON.
       cell: agent, setting and task.
       seed: of the run.
       run_id: of its job.
@@ -61,6 +73,7 @@ class Run:
     """
 
     section: SectionKey
+    protocol: str
     cell: CellKey
     seed: int
     run_id: str
@@ -104,18 +117,49 @@ def _finite(values: Iterable[float]) -> bool:
     return all(map(math.isfinite, values))
 
 
+def merge_protocols(keys: Iterable[SectionKey]) -> dict[SectionKey, SectionKey]:
+    """Merges keys that differ in nothing but the `POOLABLE` parts of their protocol."""
+    alike: dict[tuple[SectionKey, str], set[SectionKey]] = defaultdict(set)
+    for key in keys:
+        protocol = json.loads(key.protocol)
+        fixed = {name: protocol[name] for name in protocol.keys() - POOLABLE}
+        alike[key._replace(protocol=""), strict_json(fixed)].add(key)
+    merged: dict[SectionKey, SectionKey] = {}
+    for several in alike.values():
+        if len(several) > 1:
+            protocols = [json.loads(key.protocol) for key in sorted(several)]
+            pooled = strict_json({POOLED: protocols})
+            merged |= {key: key._replace(protocol=pooled) for key in several}
+    return merged
+
+
+def merge_suites(keys: Iterable[SectionKey]) -> dict[SectionKey, SectionKey]:
+    """Merges keys that differ in the suite's name alone."""
+    return {key: key._replace(suite="") for key in keys}
+
+
 def final_runs(
-    rows: Iterable[Row], plan: Plan | None, role: str = "test"
+    rows: Iterable[Row],
+    plan: Plan | None,
+    merge: Merge | None = None,
+    role: str = "test",
 ) -> tuple[list[Run], int]:
     """The run that counts for every cell and seed, and how many others it superseded.
 
     A job that starts anew gets another `run_id`.  Of several runs of the same cell and
     seed the last one with a result counts: in the order of the plan, runs outside of it
-    first and by name.
+    first and by name.  Where keys are merged, that holds within the merged one.
     """
+    runs = _all_runs(rows, plan, role)
+    if merge is not None:
+        merged = merge({run.section for run in runs})
+        runs = [
+            dataclasses.replace(run, section=merged.get(run.section, run.section))
+            for run in runs
+        ]
     order = {job.run_id: i for i, job in enumerate(plan.jobs)} if plan else {}
     by_cell: dict[tuple[SectionKey, CellKey, int], list[Run]] = defaultdict(list)
-    for run in _all_runs(rows, plan, role):
+    for run in runs:
         by_cell[run.section, run.cell, run.seed].append(run)
 
     def precedence(run: Run) -> tuple[bool, int, str]:
@@ -203,8 +247,58 @@ def _run(
     if counted is not None and counted.status == "diverged":
         reached = min(row.step for row in rows if row.status == "diverged")
     return Run(
-        section, cell, seed, run_id, config, hyper, dataset, counted, reached, failure
+        section=section,
+        protocol=section.protocol,
+        cell=cell,
+        seed=seed,
+        run_id=run_id,
+        config=config,
+        hyper=hyper,
+        dataset=dataset,
+        row=counted,
+        reached=reached,
+        failure=failure,
     )
+
+
+def device_seconds(row: Row) -> float | None:
+    """Training seconds of the row's population x its devices / its members."""
+    members, devices = (row.population.get(n) for n in ("members", "devices"))
+    if row.wall_s is None or not isinstance(members, int) or members < 1:
+        return None
+    return row.wall_s * (devices if isinstance(devices, int) else 1) / members
+
+
+def check_names(
+    runs: Iterable[Run], agents: Sequence[str] | None, tasks: Sequence[str] | None
+) -> None:
+    """Refuses a name of which there is no run.
+
+    Raises:
+      UsageError: with the nearest name that there is.
+    """
+    runs = list(runs)
+    for kind, names, there in (
+        ("agent", agents, {name for run in runs for name in _names(run)}),
+        ("task", tasks, {run.cell.task for run in runs}),
+    ):
+        for name in names or ():
+            if name not in there:
+                raise unknown_name(f"{kind} of these results", name, there)
+
+
+def is_chosen(
+    run: Run, agents: Sequence[str] | None, tasks: Sequence[str] | None
+) -> bool:
+    """Whether a run is of these agents (labels, or names alone) and tasks."""
+    return (agents is None or not _names(run).isdisjoint(agents)) and (
+        tasks is None or run.cell.task in tasks
+    )
+
+
+def _names(run: Run) -> set[str]:
+    """What may be said for the agent of a run: its label, or its name alone."""
+    return {run.cell.agent, base_of(run.cell.agent)}
 
 
 def tuning_budget(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[int, set[int]]]:

@@ -226,7 +226,7 @@ def draws(
 
 
 @jax.jit
-def _replicates(
+def replicates(
     scores: Array, count: Array, drawn: Array
 ) -> tuple[Aggregates[Array], Aggregates[Array]]:
     """Aggregates of the runs as they are, and of every replicate, `[..., R]`."""
@@ -247,7 +247,7 @@ def bootstrap(
       count: `[T]`, int32, at least one positive.
       drawn: from `draws`, of the same count and slots.
     """
-    values, samples = jax.device_get(_replicates(scores, count, drawn))
+    values, samples = jax.device_get(replicates(scores, count, drawn))
     return Aggregates(*map(percentiles, values, samples))
 
 

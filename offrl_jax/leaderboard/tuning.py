@@ -28,7 +28,7 @@ from offrl_jax.leaderboard.sections import (
     SCORE,
     Group,
     absent,
-    group_of,
+    gather,
     own_value,
 )
 from offrl_jax.results import BEHAVIOUR, Row, read_plan, read_rows
@@ -178,7 +178,7 @@ def build(
             groups[run.section].append(run)
     found: list[Tuning] = []
     for key, group in sorted(groups.items()):
-        whole = group_of(key, "", group, behaviour, {})
+        whole = gather(key, "", group, behaviour, {})
         if whole.begun:
             found.append(_tuning(whole, role_of, arms, pulls))
         else:
@@ -198,7 +198,7 @@ def _names(run: Run) -> set[str]:
 def _runs(rows: Sequence[Row], folder: Path) -> dict[str, list[Run]]:
     """Runs by role; those of role `test` only of agents and families without others."""
     plan = read_plan(folder)
-    tune, test = (final_runs(rows, plan, role)[0] for role in ("tune", "test"))
+    tune, test = (final_runs(rows, plan, role=role)[0] for role in ("tune", "test"))
     tuned = {(run.cell.agent, run.section.family) for run in tune}
     left = [run for run in test if (run.cell.agent, run.section.family) not in tuned]
     return {"tune": tune, "test": left}
