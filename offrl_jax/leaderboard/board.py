@@ -19,6 +19,7 @@ from offrl_jax.leaderboard.runs import Run
 from offrl_jax.leaderboard.sections import (
     RETURN,
     SCORE,
+    Contents,
     Group,
     absent,
     own_value,
@@ -35,7 +36,11 @@ def build(folder: Path) -> Leaderboard:
       ResultsError: no such folder, nothing to rank in it, or rows that cannot be read
         or contradict each other.
     """
-    contents = read_contents(folder)
+    return of_contents(read_contents(folder))
+
+
+def of_contents(contents: Contents) -> Leaderboard:
+    """`build` of a folder that was read already; a section per group, in order."""
     return Leaderboard(tuple(map(_section, contents.groups)), contents.messages)
 
 

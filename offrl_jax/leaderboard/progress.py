@@ -142,7 +142,26 @@ def build(
       UsageError: an agent or task of which the folder holds no run.
       ResultsError: as `leaderboard.build`, or no run counts.
     """
-    contents = read_contents(folder)
+    found, messages = of_contents(read_contents(folder), agents, tasks)
+    if not found:
+        what = "" if agents is None and tasks is None else " of those asked for"
+        raise ResultsError(
+            f"{folder}: no run{what} has come to its last update or diverged; continue "
+            "them, or draw what there is: offrl curves --metrics score"
+        )
+    return found, messages
+
+
+def of_contents(
+    contents: Contents,
+    agents: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> tuple[tuple[Progress, ...], tuple[str, ...]]:
+    """`build` of a folder that was read already; no section if no run counts.
+
+    Raises:
+      UsageError: an agent or task of which the folder holds no run.
+    """
     runs = [run for group in contents.groups for run in group.runs]
     for kind, names, there in (
         ("agent", agents, {name for run in runs for name in _names(run)}),
@@ -171,12 +190,6 @@ def build(
             found.append(_progress(part, pooled, evaluations))
         else:
             messages += absent(chosen, group.labels)
-    if not found:
-        what = "" if agents is None and tasks is None else " of those asked for"
-        raise ResultsError(
-            f"{folder}: no run{what} has come to its last update or diverged; continue "
-            "them, or draw what there is: offrl curves --metrics score"
-        )
     return tuple(found), tuple(messages)
 
 
