@@ -6,6 +6,7 @@ bootstrap replications, over the ranked tasks and the ranked agents of a section
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from offrl_jax.errors import unknown_name
 from offrl_jax.leaderboard import ranking, statistics
 from offrl_jax.leaderboard.model import Section
 from offrl_jax.leaderboard.ranking import Bounds, Values
+from offrl_jax.types import Array
 
 THRESHOLDS = 101
 """Points of a performance profile."""
@@ -52,7 +54,6 @@ def profiles(section: Section) -> dict[str, Profile]:
         return {}
     every = [value for own in values.values() for t in tasks for value in own[t]]
     thresholds = _grid(min(every), max(every), section.unit)
-    key = jax.random.key(ranking.SEED)
     found = {}
     for label, own in values.items():
         scores, count = ranking.padded(own, tasks)
@@ -61,7 +62,8 @@ def profiles(section: Section) -> dict[str, Profile]:
         for i, task in enumerate(tasks):
             runs = np.asarray(own[task])
             above[:, i, : len(runs)] = runs[None, :] > thresholds[:, None]
-        intervals = statistics.fractions(key, above, count)
+        drawn = _draws(tuple(count.tolist()), scores.shape[1])
+        intervals = statistics.fractions(above, count, drawn)
         several = any(len(own[task]) > 1 for task in tasks)
         found[label] = Profile(
             tuple(thresholds.tolist()),
@@ -94,11 +96,21 @@ def improvements(
         if label not in values:
             raise unknown_name("ranked agent", label, values)
     chosen = list(values) if labels is None else list(dict.fromkeys(labels))
+    contenders = [ranking.contender(label, values[label], tasks) for label in chosen]
     found = {}
-    for x, y in itertools.combinations(chosen, 2):
-        better = ranking.compare(x, values[x], y, values[y], tasks)
-        found[x, y], found[y, x] = better, ranking.reversed_bounds(better)
+    for x, y in itertools.combinations(contenders, 2):
+        better = ranking.compare(x, y)
+        found[x.label, y.label] = better
+        found[y.label, x.label] = ranking.reversed_bounds(better)
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(count: tuple[int, ...], slots: int) -> Array:
+    """Those of all agents with these numbers of runs."""
+    return statistics.side_draws(
+        jax.random.key(ranking.SEED), np.array(count, np.int32), slots=slots
+    )
 
 
 def _ranked(section: Section) -> tuple[list[str], dict[str, Values]]:

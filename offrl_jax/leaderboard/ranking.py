@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from offrl_jax.leaderboard import statistics
-from offrl_jax.types import Key
+from offrl_jax.types import Array
 
 SEED = 20_210_831
 """Of all bootstrap draws; arbitrary and fixed, so that a table can be drawn again."""
@@ -50,11 +52,10 @@ def aggregate(own: Values, ranked: Sequence[str], tasks: Sequence[str]) -> Stand
 
     Arguments as in `rank`; without runs of some ranked task there are only means.
     """
-    key = jax.random.key(SEED)
     others = [task for task in tasks if task not in ranked]
-    pooled = _bootstrap(key, own, ranked)
+    pooled = _bootstrap(own, ranked)
     means = _task_means(pooled, own, ranked)
-    means |= _task_means(_bootstrap(key, own, others), own, others)
+    means |= _task_means(_bootstrap(own, others), own, others)
     if pooled is None or not all(own.get(task) for task in ranked):
         return Standing(means)
     several = any(len(own[task]) > 1 for task in ranked)
@@ -83,31 +84,84 @@ def rank(
       ranked: tasks of one unit that enter the aggregates.
       tasks: all tasks of the table, for `task_means`.
     """
-    standings = {label: aggregate(own, ranked, tasks) for label, own in values.items()}
+    # Those with equal numbers of runs one after the other: they share their draws.
+    alike = sorted(values, key=lambda label: _counts(values[label], tasks))
+    found = {label: aggregate(values[label], ranked, tasks) for label in alike}
+    standings = {label: found[label] for label in values}
     order = sorted(
         (-standing.iqm.value, label)
         for label, standing in standings.items()
         if standing.iqm is not None
     )
-    leader, place = "", 0
+    leader: Contender | None = None
+    place = 0
     for position, (_, label) in enumerate(order, start=1):
-        better = None
-        if not leader:
-            leader, place, compared = label, 1, None
-        else:
-            better = compare(leader, values[leader], label, values[label], ranked)
-            compared = leader
-            if better.low is not None and better.low > 0.5:
-                leader, place = label, position
+        own = contender(label, values[label], ranked)
+        better = compare(leader, own) if leader else None
+        compared = leader.label if leader else None
+        if better is None or (better.low is not None and better.low > 0.5):
+            leader, place = own, position
         standings[label] = dataclasses.replace(
             standings[label], rank=place, leader=compared, leader_better=better
         )
     return standings
 
 
+class Contender(NamedTuple):
+    """An agent that can be compared with others over the same tasks.
+
+    Attributes:
+      label: of the agent.
+      side: its scores and draws.
+      several: whether some task has several runs.
+    """
+
+    label: str
+    side: statistics.Side
+    several: bool
+
+
+def contender(label: str, own: Values, tasks: Sequence[str]) -> Contender:
+    """An agent with runs of all `tasks`, ready for `compare`."""
+    scores, count = padded(own, tasks)
+    # A key of the label: two agents are drawn independently, and the interval of a pair
+    # does not depend on who else is in the table.
+    key = jax.random.fold_in(jax.random.key(SEED), zlib.crc32(label.encode()))
+    drawn = statistics.side_draws(key, count, slots=scores.shape[1])
+    return Contender(
+        label, statistics.Side(scores, count, drawn), bool((count > 1).any())
+    )
+
+
+def compare(x: Contender, y: Contender) -> Bounds:
+    """The probability that a run of x beats one of y.
+
+    A pair is computed in the order of its labels and reversed where asked the other way
+    round, so that `P(y, x)` is `1 - P(x, y)` to the last digit.
+    """
+    if y.label < x.label:
+        return reversed_bounds(compare(y, x))
+    interval = statistics.probability_of_improvement(x.side, y.side)
+    return bounds(interval, x.several or y.several)
+
+
+def reversed_bounds(better: Bounds) -> Bounds:
+    """The same comparison, seen from the other side."""
+    value, low, high = (
+        None if end is None else round(1.0 - end, 4)
+        for end in (better.value, better.high, better.low)
+    )
+    assert value is not None
+    return Bounds(value, low, high)
+
+
+def _counts(own: Values, tasks: Sequence[str]) -> tuple[int, ...]:
+    return tuple(len(own.get(task, ())) for task in tasks)
+
+
 def padded(own: Values, tasks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Values `[T, S]` and counts, padded to multiples so that tables share programs."""
-    slots = max(len(own.get(task, ())) for task in tasks)
+    slots = max(_counts(own, tasks))
     table = np.zeros((-(-len(tasks) // 4) * 4, -(-slots // 5) * 5), np.float32)
     count = np.zeros(table.shape[0], np.int32)
     for i, task in enumerate(tasks):
@@ -117,12 +171,22 @@ def padded(own: Values, tasks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return table, count
 
 
+# Of ranked and of other tasks: one byte per replication and run each.
+@functools.lru_cache(maxsize=2)
+def _draws(count: tuple[int, ...], slots: int) -> Array:
+    return statistics.draws(
+        jax.random.key(SEED), np.array(count, np.int32), slots=slots
+    )
+
+
 def _bootstrap(
-    key: Key, own: Values, tasks: Sequence[str]
+    own: Values, tasks: Sequence[str]
 ) -> statistics.Aggregates[statistics.Interval] | None:
     if not any(own.get(task) for task in tasks):
         return None
-    return jax.device_get(statistics.bootstrap(key, *padded(own, tasks)))
+    scores, count = padded(own, tasks)
+    drawn = _draws(tuple(count.tolist()), scores.shape[1])
+    return statistics.bootstrap(scores, count, drawn)
 
 
 def _task_means(
@@ -134,44 +198,10 @@ def _task_means(
         return {}
     of_all = aggregates.task_mean
     return {
-        task: bounds(jax.tree.map(lambda x, i=i: x[i], of_all), len(own[task]) > 1)
+        task: bounds(statistics.Interval(*(x[i] for x in of_all)), len(own[task]) > 1)
         for i, task in enumerate(tasks)
         if own.get(task)
     }
-
-
-def compare(
-    x_label: str, x: Values, y_label: str, y: Values, tasks: Sequence[str]
-) -> Bounds:
-    """The probability that a run of x beats one of y, over `tasks`.
-
-    Every pair is computed in the order of its labels and reversed where asked the other
-    way round, so that `P(y, x)` is `1 - P(x, y)` to the last digit.
-    """
-    if y_label < x_label:
-        return reversed_bounds(compare(y_label, y, x_label, x, tasks))
-    # Keys from the labels: the two sides are drawn independently, and the interval of a
-    # pair does not depend on who else is in the table.
-    key = jax.random.key(SEED)
-    x_key, y_key = (
-        jax.random.fold_in(key, zlib.crc32(label.encode()))
-        for label in (x_label, y_label)
-    )
-    interval = jax.device_get(
-        statistics.probability_of_improvement(
-            x_key, *padded(x, tasks), y_key, *padded(y, tasks)
-        )
-    )
-    return bounds(interval, any(len(x[t]) > 1 or len(y[t]) > 1 for t in tasks))
-
-
-def reversed_bounds(better: Bounds) -> Bounds:
-    """The same comparison, seen from the other side."""
-    low, high = (
-        None if end is None else round(1.0 - end, 4)
-        for end in (better.high, better.low)
-    )
-    return Bounds(round(1.0 - better.value, 4), low, high)
 
 
 def bounds(interval: statistics.Interval, several: bool) -> Bounds:

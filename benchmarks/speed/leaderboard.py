@@ -1,0 +1,210 @@
+"""Seconds of a large leaderboard: its bootstrap, and the whole command.
+
+  python benchmarks/speed/leaderboard.py --agents 20 --tasks 30 --seeds 10 --repeats 5
+
+Writes a results folder of made-up runs into a temporary folder, and times
+
+- in this process, one agent's aggregates over 12 tasks x 10 seeds with all bootstrap
+  replications, from values to rounded intervals, after compilation;
+- `offrl leaderboard` over the whole folder as a process of its own, from start to end,
+  once with an empty compilation cache and then with the one that this has filled.
+
+The table shows best, median and range: on a machine with other work the best says most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from offrl_jax.leaderboard import ranking, statistics
+from offrl_jax.results import BEHAVIOUR, Row, RowFile, row_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is made up, and how often it is measured.
+
+    Attributes:
+      agents: lines of the leaderboard.
+      tasks: of every agent.
+      seeds: runs per agent and task.
+      episodes: of every run.
+      seed: of the made-up returns.
+      repeats: measurements of each.
+    """
+
+    agents: int = 20
+    tasks: int = 30
+    seeds: int = 10
+    episodes: int = 100
+    seed: int = 0
+    repeats: int = 5
+
+
+def synthetic_rows(settings: Settings) -> list[Row]:
+    """Valid final rows, agents a few points apart, and one behaviour row per task."""
+    rng = np.random.default_rng(settings.seed)
+    rows = [
+        _row(BEHAVIOUR, task, None, rng.normal(20.0, 10.0, settings.episodes))
+        for task in range(settings.tasks)
+    ]
+    for agent in range(settings.agents):
+        for task in range(settings.tasks):
+            level = 40.0 + 2.0 * agent + rng.normal(0.0, 5.0)
+            for seed in range(settings.seeds):
+                centre = level + rng.normal(0.0, 8.0)
+                scores = rng.normal(centre, 15.0, settings.episodes)
+                rows.append(_row(f"agent_{agent:03d}", task, seed, scores))
+    return rows
+
+
+def _row(agent: str, task: int, seed: int | None, scores: np.ndarray) -> Row:
+    """A row whose returns are ten times the scores of its episodes."""
+    data = agent == BEHAVIOUR
+    return Row(
+        run_id=f"synthetic-{agent}",
+        suite="synthetic",
+        role="test",
+        agent=agent,
+        config={"hidden": [256, 256]},
+        setting="dataset" if data else "default",
+        hyper={} if data else {"lr": 0.0003},
+        task=f"synthetic/task-{task:02d}-v0",
+        family="synthetic",
+        recipe_hash=None,
+        dataset_hash="0123456789abcdef",
+        seed=seed,
+        step=0 if data else 100_000,
+        updates_total=0 if data else 100_000,
+        phase_updates={} if data else {"train": 100_000},
+        protocol={"episodes": len(scores)},
+        returns=(10.0 * scores).tolist(),
+        lengths=[1000] * len(scores),
+        successes=None,
+        score=math.fsum(scores.tolist()) / len(scores),
+        status="ok",
+        split_changed=False,
+        updates_per_s=None if data else 1000.0,
+        wall_s=None if data else 100.0,
+        compile_s=None if data else 2.0,
+        eval_s=None if data else 1.0,
+        device="made up",
+        flags={},
+        versions={},
+        commit=None,
+        population={} if data else {"members": 1, "devices": 1},
+    )
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """Writes a results folder, one file per agent."""
+    by_run: dict[str, list[Row]] = {}
+    for row in rows:
+        by_run.setdefault(row.run_id, []).append(row)
+    for run_id, own in by_run.items():
+        with RowFile(row_path(folder, run_id), print) as file:
+            for row in own:
+                file.append(row)
+
+
+def time_bootstrap(repeats: int, tasks: int = 12, seeds: int = 10) -> list[float]:
+    """Seconds of one agent's aggregates, draws included, after compilation."""
+    rng = np.random.default_rng(0)
+    names = [f"task-{task:02d}" for task in range(tasks)]
+    found = []
+    for _ in range(repeats + 1):
+        values = {name: rng.normal(60.0, 25.0, seeds).tolist() for name in names}
+        start = time.perf_counter()
+        ranking.aggregate(values, names, names)
+        found.append(time.perf_counter() - start)
+    return found[1:]
+
+
+def time_command(folder: Path, environment: Mapping[str, str]) -> float:
+    """Seconds of `offrl leaderboard`, from the process's start to its end.
+
+    Raises:
+      RuntimeError: it failed; the message ends in its last line.
+    """
+    command = [sys.executable, "-m", "offrl_jax.cli", "leaderboard", str(folder)]
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, env=dict(environment), capture_output=True, text=True, check=False
+    )
+    total = time.perf_counter() - start
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise RuntimeError(
+            f"offrl leaderboard exited with {done.returncode}: {lines[-1]}"
+        )
+    return total
+
+
+def tabulate(measured: Mapping[str, Sequence[float]]) -> Table:
+    """Best, median and range of the seconds of each."""
+    table = Table(title="seconds")
+    table.add_column("what")
+    for name in ("best", "median", "range"):
+        table.add_column(name, justify="right")
+    for name, seconds in measured.items():
+        table.add_row(
+            name,
+            f"{min(seconds):.2f}",
+            f"{np.median(seconds):.2f}",
+            f"{min(seconds):.2f}-{max(seconds):.2f}",
+        )
+    return table
+
+
+def main(settings: Settings) -> None:
+    """Measures and prints the table with its conditions."""
+    load_before = os.getloadavg()[0]
+    rows = synthetic_rows(settings)
+    measured = {
+        f"{statistics.REPLICATIONS:,} replications, 12 tasks x 10 seeds": time_bootstrap(
+            settings.repeats
+        )
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        results, cache = Path(folder) / "results", Path(folder) / "cache"
+        write_rows(results, rows)
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        measured["offrl leaderboard, empty cache"] = [
+            time_command(results, environment)
+        ]
+        measured["offrl leaderboard, filled cache"] = [
+            time_command(results, environment) for _ in range(settings.repeats)
+        ]
+    console = Console()
+    console.print(tabulate(measured))
+    versions = " ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("jax", "jaxlib", "numpy", "tyro", "rich")
+    )
+    console.print(
+        f"{len(rows):,} rows: {settings.agents} agents, {settings.tasks} tasks, "
+        f"{settings.seeds} seeds, {settings.episodes} episodes; {os.cpu_count()} cores "
+        f"({platform.machine()}), load before {load_before:.2f}, Python "
+        f"{platform.python_version()}, {versions}; {settings.repeats} repeats",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
