@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg, subcommand
 
 from offrl_jax.cli.data_commands import Data
+from offrl_jax.cli.figures_command import Figures
 from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
 from offrl_jax.cli.running import (
     default_suite,
@@ -155,7 +156,7 @@ class Leaderboard:
 
     results: Positional[Annotated[Path, arg(metavar="DIR")]]
     """Results folder."""
-    format: Literal["table", "md", "csv", "json"] = "table"
+    format: Literal["table", "md", "latex", "csv", "json"] = "table"
     """What to write."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write. Default: the screen."""
@@ -385,6 +386,7 @@ Command = (
     | Annotated[Leaderboard, subcommand("leaderboard")]
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
+    | Annotated[Figures, subcommand("figures")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]

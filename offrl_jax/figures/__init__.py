@@ -1,9 +1,19 @@
 """Figures of a results folder; nothing is run.
 
 `read_runs`, `panels` and `draw` make those of training metrics, seed by seed;
-`draw_progress` those of aggregated scores.  Reading needs no matplotlib, drawing does.
+`draw_progress` those of aggregated scores; `draw_section` all of a section of the
+leaderboard, for papers.  Reading needs no matplotlib, drawing does.
 """
 
+from offrl_jax.figures.leaderboard import (
+    DPI,
+    FIGURES,
+    Picture,
+    check_names,
+    draw_section,
+    left_out,
+    progress_of,
+)
 from offrl_jax.figures.progress import draw as draw_progress
 from offrl_jax.figures.style import (
     PALETTE,
@@ -29,6 +39,8 @@ from offrl_jax.figures.training import (
 )
 
 __all__ = [
+    "DPI",
+    "FIGURES",
     "PALETTE",
     "RETURN",
     "SCORE",
@@ -37,14 +49,19 @@ __all__ = [
     "Curve",
     "Final",
     "Panel",
+    "Picture",
     "TrainedRun",
+    "check_names",
     "check_suffix",
     "draw",
     "draw_progress",
+    "draw_section",
     "final_values",
     "labels",
+    "left_out",
     "median_curve",
     "panels",
+    "progress_of",
     "read_runs",
     "recorded",
     "render",
