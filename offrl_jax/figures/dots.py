@@ -24,7 +24,7 @@ from offrl_jax.figures.style import (
     new_figure,
     remark,
 )
-from offrl_jax.leaderboard import text
+from offrl_jax.leaderboard import names, text
 from offrl_jax.leaderboard.model import Entry, Section
 from offrl_jax.leaderboard.ranking import Bounds
 
@@ -77,8 +77,8 @@ def draw_ranking(section: Section) -> Figure:
         _bands(axis, entries)
         _dots(axis, measure, SMALL)
         axis.set_title(measure.title, fontsize=SMALL)
-    names = [f"{entry.rank}  {shown_name(entry)}" for entry in entries]
-    _agents(axes[0], names, SMALL)
+    labels = [f"{entry.rank}  {shown_name(entry)}" for entry in entries]
+    _agents(axes[0], labels, SMALL)
     reading = _reading(section, gap=section.unit == "score")
     remark(figure, remarks(section, entries, *reading), TEXT_WIDTH)
     return figure
@@ -98,12 +98,12 @@ def draw_tasks(section: Section) -> list[Figure]:
     entries = [entry for entry in section.entries if any(c.seeds for c in entry.cells)]
     measures = [
         _Measure(
-            name + (" (raw return)" * (task.unit != "score")),
+            text.printable(name) + (" (raw return)" * (task.unit != "score")),
             [entry.cells[i].mean for entry in entries],
             task.behaviour,
         )
         for i, (task, name) in enumerate(
-            zip(section.tasks, _short(section), strict=True)
+            zip(section.tasks, names.short_tasks(section), strict=True)
         )
         if any(entry.cells[i].seeds for entry in entries)
     ]
@@ -141,30 +141,23 @@ def _page(
     measures: Sequence[_Measure],
     grid: _Grid,
 ) -> Figure:
-    names = [shown_name(entry) for entry in entries]
+    labels = [shown_name(entry) for entry in entries]
     rows = math.ceil(len(measures) / grid.columns)
     height = rows * (_HEAD + grid.line * len(entries)) + _AROUND - _HEAD
     figure = new_figure(TEXT_WIDTH, max(height, 1.4))
     axes = figure.subplots(rows, grid.columns, sharey=True, squeeze=False)
     for axis in axes.flat[len(measures) :]:
         axis.set_axis_off()
-    room = TEXT_WIDTH - _LETTER * grid.size * max(map(len, names))
+    room = TEXT_WIDTH - _LETTER * grid.size * max(map(len, labels))
     letters = int((room / grid.columns - _GAP) / (_LETTER * grid.size))
     for axis, measure in zip(axes.flat, measures, strict=False):
         _bands(axis, entries)
         _dots(axis, measure, grid.size)
         axis.set_title(_folded(measure.title, letters), fontsize=grid.size)
     for axis in axes[:, 0]:
-        _agents(axis, names, grid.size)
+        _agents(axis, labels, grid.size)
     remark(figure, remarks(section, entries, *_reading(section)), TEXT_WIDTH)
     return figure
-
-
-def _short(section: Section) -> list[str]:
-    """Names of the tasks, without the family that all of them begin with."""
-    names = [text.printable(task.task) for task in section.tasks]
-    start = f"{text.printable(section.family)}/"
-    return [name.removeprefix(start) for name in names]
 
 
 def _folded(name: str, letters: int) -> str:
@@ -176,10 +169,10 @@ def _folded(name: str, letters: int) -> str:
     return f"{name[:middle]}\n{name[middle:]}".strip()
 
 
-def _agents(axis: Axes, names: Sequence[str], size: float) -> None:
-    axis.set_yticks(range(len(names)), names, fontsize=size)
+def _agents(axis: Axes, labels: Sequence[str], size: float) -> None:
+    axis.set_yticks(range(len(labels)), labels, fontsize=size)
     axis.tick_params(axis="y", length=0)
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
 
 
 def _bands(axis: Axes, entries: Sequence[Entry]) -> None:

@@ -160,7 +160,7 @@ def add_legend(
         Line2D([], [], linewidth=2.2, label=text, **looks[label])
         for label, text in texts.items()
     ]
-    figure.legend(
+    legend = figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=legend_columns(list(texts.values()), width),
@@ -169,6 +169,7 @@ def add_legend(
         fontsize="small",
         frameon=False,
     )
+    legend.get_title().set_multialignment("center")
 
 
 def check_suffix(path: Path) -> str:

@@ -8,13 +8,13 @@ one of `FORMATS`, `render` is both; the same rows and plan give the same bytes.
 from pathlib import Path
 
 from offrl_jax.errors import unknown_name
-from offrl_jax.leaderboard import formats, table
+from offrl_jax.leaderboard import formats, latex, table
 from offrl_jax.leaderboard.board import build
 from offrl_jax.leaderboard.formats import progress_csv
 from offrl_jax.leaderboard.model import Leaderboard
 from offrl_jax.leaderboard.progress import build as progress_of
 
-FORMATS = ("table", "md", "csv", "json")
+FORMATS = ("table", "md", "latex", "csv", "json")
 
 __all__ = [
     "FORMATS",
@@ -57,6 +57,7 @@ def draw(
         return table.draw(board, width=width, colour=colour)
     return {
         "md": formats.to_markdown,
+        "latex": latex.to_latex,
         "csv": formats.to_csv,
         "json": formats.to_json,
     }[format](board)

@@ -1,4 +1,4 @@
-"""Names of files and anchors for the sections of a leaderboard."""
+"""Names of files for the sections of a leaderboard, and short ones of its tasks."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def stems(sections: Sequence[Section]) -> list[str]:
             found[i] = f"{stem}-{number}"
         taken.add(found[i].lower())
     return found
+
+
+def short_tasks(section: Section) -> list[str]:
+    """Names of the tasks, without the family, which the section's title tells."""
+    return [task.task.removeprefix(f"{section.family}/") for task in section.tasks]
 
 
 def _safe(name: str) -> str:
