@@ -23,7 +23,7 @@ import numpy as np
 from offrl_jax import catalogue, leaderboard
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import get_entry, parse_label
-from offrl_jax.benchmark import provenance, runner, suites
+from offrl_jax.benchmark import jax_settings, provenance, runner, suites
 from offrl_jax.benchmark.planning import Split, wanted_jobs
 from offrl_jax.benchmark.preparation import Prepared, prepare
 from offrl_jax.benchmark.progress import Progress
@@ -138,7 +138,7 @@ def train(
       UsageError: an unknown name or a senseless value.
       DataError: the task's data is absent or damaged.
     """
-    runner.configure_jax()
+    jax_settings.configure_jax()
     if isinstance(task, str):
         task = load_task(task, data_dir)
     suite = Suite("", "", (task.task.id,), (label,), "", seeds, updates, Protocol())
@@ -223,7 +223,7 @@ def run_benchmark(
     Raises:
       OffrlError: for everything that the user can cause or cure.
     """
-    runner.configure_jax()
+    jax_settings.configure_jax()
     chosen = dataclasses.replace(suites.load_suite(suite), **changes)
     folder = Path(results or Path("results") / chosen.name)
     with Progress() as progress:

@@ -265,7 +265,7 @@ def doctor(store: Store) -> None:
     """Versions, devices, data, and what is missing."""
     import jax
 
-    from offrl_jax.benchmark.runner import cache_folder
+    from offrl_jax.benchmark.jax_settings import cache_folder
     from offrl_jax.benchmark.suites import known_suites, load_suite
     from offrl_jax.catalogue import is_present
 

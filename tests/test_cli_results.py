@@ -11,7 +11,7 @@ import jax
 import pytest
 from cli_runner import RESULTS, RUN, SETTINGS, SMALL, TINY, files, offrl
 
-from offrl_jax.benchmark.runner import configure_jax
+from offrl_jax.benchmark.jax_settings import configure_jax
 
 pytest_plugins = ["cli_fixtures"]
 

@@ -15,7 +15,7 @@ def main() -> None:
 
     from offrl_jax.agents.entry import resolve
     from offrl_jax.agents.registry import get_entry
-    from offrl_jax.benchmark.runner import configure_jax
+    from offrl_jax.benchmark.jax_settings import configure_jax
     from offrl_jax.population import make_population, place
     from offrl_jax.sources import dataset_sampler, stack_tasks
     from offrl_jax.types import Spec, Transitions

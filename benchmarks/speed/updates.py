@@ -34,7 +34,7 @@ from rich.table import Table
 
 from offrl_jax.agents.entry import AgentEntry, resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry
-from offrl_jax.benchmark.runner import configure_jax
+from offrl_jax.benchmark.jax_settings import configure_jax
 from offrl_jax.population import AXIS, make_mesh, make_population, place
 from offrl_jax.sources import dataset_sampler, stack_tasks
 from offrl_jax.types import Agent, Phase, Spec, Transitions

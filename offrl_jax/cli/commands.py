@@ -62,7 +62,7 @@ class Benchmark:
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
-        from offrl_jax.benchmark.runner import configure_jax
+        from offrl_jax.benchmark.jax_settings import configure_jax
         from offrl_jax.benchmark.suites import load_suite
 
         configure_jax()
@@ -120,7 +120,7 @@ class Run:
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
-        from offrl_jax.benchmark.runner import configure_jax
+        from offrl_jax.benchmark.jax_settings import configure_jax
         from offrl_jax.benchmark.suites import Protocol, Suite
 
         configure_jax()
@@ -165,7 +165,7 @@ class Leaderboard:
         """Draws."""
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
-        from offrl_jax.benchmark.runner import configure_jax
+        from offrl_jax.benchmark.jax_settings import configure_jax
 
         configure_jax()
         from offrl_jax import leaderboard
@@ -241,7 +241,7 @@ class Progress:
                 raise UsageError(f"--{name} needs at least one name")
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
-        from offrl_jax.benchmark.runner import configure_jax
+        from offrl_jax.benchmark.jax_settings import configure_jax
 
         configure_jax()
         from offrl_jax import figures, leaderboard
@@ -294,7 +294,7 @@ class Embed:
         """Draws."""
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
-        from offrl_jax.benchmark.runner import configure_jax
+        from offrl_jax.benchmark.jax_settings import configure_jax
 
         configure_jax()
         from offrl_jax import embedding, figures
@@ -373,7 +373,7 @@ class Doctor:
     def run(self) -> int:
         """Prints."""
         from offrl_jax import reports
-        from offrl_jax.benchmark.runner import configure_jax
+        from offrl_jax.benchmark.jax_settings import configure_jax
 
         configure_jax()
         reports.doctor(open_store(self.data_dir))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from offrl_jax.leaderboard import ranking
+from offrl_jax.leaderboard import noise, ranking
 from offrl_jax.leaderboard.model import (
     Cell,
     Entry,
@@ -27,6 +28,15 @@ from offrl_jax.leaderboard.sections import (
     warnings,
 )
 from offrl_jax.results import Row
+
+
+class _Line(NamedTuple):
+    label: str
+    agent: str
+    setting: str
+    cells: Mapping[str, Cell]
+    runs: Sequence[Run]
+    episode_share: float | None
 
 
 def build(folder: Path) -> Leaderboard:
@@ -56,23 +66,23 @@ def _section(group: Group) -> Section:
     lines = []
     for (agent, setting), label in group.labels.items():
         own = [run for run in runs if run.cell[:2] == (agent, setting)]
-        cells = {
-            task: _cell(group, task, [run for run in own if run.cell.task == task])
-            for task in tasks
-        }
-        lines.append((label, agent, setting, cells, own))
+        by_task = {t: [run for run in own if run.cell.task == t] for t in tasks}
+        spreads = {t: _spread(group, t, by_task[t]) for t in tasks}
+        cells = {t: _cell(group, t, by_task[t], spreads[t]) for t in tasks}
+        noisy = noise.pooled_share(spreads[task] for task in sorted(ranked))
+        lines.append(_Line(label, agent, setting, cells, own, noisy))
     samples = {
-        label: {task: cell.values for task, cell in cells.items()}
-        for label, _, _, cells, _ in lines
+        line.label: {task: cell.values for task, cell in line.cells.items()}
+        for line in lines
     }
     statistics = ranking.rank(samples, sorted(ranked), tasks)
     entries = [
         _entry(
             line,
-            statistics[line[0]],
+            statistics[line.label],
             units,
             ranked,
-            group.budget.get((line[1], key.family)),
+            group.budget.get((line.agent, key.family)),
         )
         for line in lines
     ]
@@ -110,7 +120,19 @@ def _unranked(tasks: Iterable[TaskInfo]) -> tuple[str, ...]:
     return (f"no reference scores, so raw returns and no rank: {', '.join(left_out)}",)
 
 
-def _cell(group: Group, task: str, runs: list[Run]) -> Cell:
+def _spread(group: Group, task: str, runs: Iterable[Run]) -> noise.Spread | None:
+    found = [
+        (run.row.returns, value)
+        for run in runs
+        if run.row and not run.diverged
+        if (value := group.value(task, run.row)) is not None
+    ]
+    return noise.spread([own for own, _ in found], [value for _, value in found])
+
+
+def _cell(
+    group: Group, task: str, runs: list[Run], spread: noise.Spread | None
+) -> Cell:
     runs = sorted(runs, key=lambda run: run.seed)
     counted = [run for run in runs if run.row is not None]
     values = [group.value(task, run.row) for run in runs if run.row is not None]
@@ -123,23 +145,24 @@ def _cell(group: Group, task: str, runs: list[Run]) -> Cell:
         diverged=tuple(run.seed for run in counted if run.diverged),
         failed=tuple(run.seed for run in runs if run.failure is not None),
         missing=tuple(r.seed for r in runs if r.row is None and r.failure is None),
+        episode_share=noise.share(spread),
     )
 
 
 def _entry(
-    line: tuple[str, str, str, dict[str, Cell], list[Run]],
+    line: _Line,
     statistics: ranking.Standing,
     units: Mapping[str, str],
     ranked: set[str],
     budget: tuple[int, set[int]] | None,
 ) -> Entry:
-    label, agent, setting, cells, runs = line
-    costs = [cost for run in runs if run.row and (cost := _cost(run.row)) is not None]
+    rows = [run.row for run in line.runs if run.row]
+    costs = [cost for row in rows if (cost := _cost(row)) is not None]
     scored = all(units[task] == "score" for task in ranked)
     return Entry(
-        label=label,
-        agent=agent,
-        setting=setting,
+        label=line.label,
+        agent=line.agent,
+        setting=line.setting,
         rank=statistics.rank,
         iqm=statistics.iqm,
         mean=statistics.mean,
@@ -151,8 +174,9 @@ def _entry(
         tuned=(budget[0], len(budget[1])) if budget else None,
         cells=tuple(
             dataclasses.replace(cell, mean=statistics.task_means.get(task))
-            for task, cell in cells.items()
+            for task, cell in line.cells.items()
         ),
+        episode_share=line.episode_share,
     )
 
 

@@ -42,6 +42,7 @@ CSV_COLUMNS: tuple[str, ...] = (
     "failed",
     "missing",
     "device_s_per_run",
+    "episode_share",
 )
 """One line per agent and statistic over `ranked tasks`, then one per agent and task."""
 
@@ -120,6 +121,7 @@ def _csv_lines(section: Section, entry: Entry) -> Iterable[dict[str, Any]]:
     for name, bounds in overall.items():
         if bounds is not None:
             line = {"task": "ranked tasks", "unit": section.unit, "statistic": name}
+            line |= {"episode_share": entry.episode_share}
             yield {**common, **line, **_csv_bounds(bounds)}
     for task, cell in zip(section.tasks, entry.cells, strict=True):
         line = {"task": task.task, "unit": task.unit, "statistic": "mean"}
@@ -130,13 +132,14 @@ def _csv_bounds(bounds: Bounds | None) -> dict[str, float | None]:
     return dataclasses.asdict(bounds) if bounds else {}
 
 
-def _csv_counts(cell: Cell) -> dict[str, int]:
+def _csv_counts(cell: Cell) -> dict[str, float | None]:
     return {
         "seeds": len(cell.seeds),
         "episodes": cell.episodes,
         "diverged": len(cell.diverged),
         "failed": len(cell.failed),
         "missing": len(cell.missing),
+        "episode_share": cell.episode_share,
     }
 
 
@@ -159,7 +162,8 @@ def _markdown_section(section: Section) -> list[str]:
         parts.append(f"Devices: {_escape(', '.join(section.devices))}\n")
     unit = "IQM" if section.unit == "score" else "IQM return"
     header = ["rank", "agent", unit, "95 % interval", "mean", "median"]
-    header += ["optimality gap", "P(lead)", "seeds x episodes", "s/run"]
+    header += ["optimality gap", "P(lead)", "seeds x episodes", "episode noise"]
+    header += ["s/run"]
     tuned = any(entry.tuned for entry in section.entries)
     header += ["tuning settings x seeds"] * tuned
     lines = []
@@ -174,6 +178,7 @@ def _markdown_section(section: Section) -> list[str]:
             text.estimate(entry.optimality_gap),
             f"{text.probability(entry)} {_two_decimals(entry.leader_better)}".strip(),
             text.runs(entry.cells),
+            text.percentage(entry.episode_share),
             text.seconds(entry.cost_s),
         ]
         if tuned:

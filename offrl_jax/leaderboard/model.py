@@ -29,6 +29,9 @@ class Cell:
       diverged: seeds that count as the floor.
       failed: seeds whose run failed.
       missing: planned seeds without a result, failed ones not among them.
+      episode_share: share of the variance between runs that is noise of their
+        evaluation episodes, in [0, 1], see `noise`; diverged runs are left out.  None
+        with fewer than two runs of two episodes, or where nothing varies.
     """
 
     task: str
@@ -39,6 +42,7 @@ class Cell:
     diverged: tuple[int, ...]
     failed: tuple[int, ...]
     missing: tuple[int, ...]
+    episode_share: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Entry:
         devices over its members, averaged over runs; None if rows do not say.
       tuned: settings tried times tuning seeds, None without rows of role `tune`.
       cells: of every task of the section.
+      episode_share: share of the variance of `mean` that is noise of evaluation
+        episodes, over ranked tasks, see `noise.pooled_share`.
     """
 
     label: str
@@ -75,6 +81,7 @@ class Entry:
     cost_s: float | None
     tuned: tuple[int, int] | None
     cells: tuple[Cell, ...]
+    episode_share: float | None
 
     @property
     def few(self) -> bool:

@@ -59,6 +59,11 @@ def seconds(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
+def percentage(share: float | None) -> str:
+    """`12 %`."""
+    return DASH if share is None else f"{100 * share:.0f} %"
+
+
 def span(values: Iterable[int]) -> str:
     """`10`, or `8-10` where cells differ."""
     found = sorted(set(values))
