@@ -47,7 +47,7 @@ class Figures:
                 raise UsageError(f"--{name} needs at least one name")
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
-        from offrl_jax.benchmark.runner import configure_jax
+        from offrl_jax.benchmark.jax_settings import configure_jax
 
         configure_jax()
         from offrl_jax import figures

@@ -59,7 +59,8 @@ def draw_profiles(section: Section, profiles: Mapping[str, Profile]) -> Figure:
     )
     figure = new_figure(width, sum(heights))
     # Apart from each other, or the legend would lie on the remarks.
-    panels, words = figure.subfigures(2, 1, height_ratios=heights)
+    parts = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)
+    panels, words = parts[:, 0]
     axis = panels.subplots()
     for entry in entries:
         thresholds, above = profiles[entry.label]

@@ -200,7 +200,7 @@ def render(figure: Figure, suffix: str, dpi: int = 150) -> bytes:
     import matplotlib
 
     dates = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    files = {
+    files: dict[Any, Any] = {
         "svg.hashsalt": "offrl_jax",
         "svg.fonttype": "path",
         "pdf.fonttype": 42,

@@ -234,14 +234,21 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _column(align: str, header: str, cells: Sequence[str]) -> _Column:
-    """A header longer than its cells is stacked: agent, preset, setting."""
+    """A header longer than its cells is stacked."""
     widest = max(map(_points, cells), default=0.0)
-    parts = re.sub(r"(?<=.)(@| \[)", r"\n\1", header).split("\n")
-    if align == "r" and _points(header) > widest and len(parts) > 1:
-        lines = [_start(part.strip()) for part in parts]
-        stacked = r"\shortstack[r]{" + r" \\ ".join(lines) + "}"
-        return _Column(align, [stacked, *cells], max(widest, *map(_points, parts)))
-    return _Column(align, [header, *cells], max(widest, _points(header)))
+    lines = _stacked(header, widest) if align == "r" else [header]
+    if len(lines) > 1:
+        header = r"\shortstack[r]{" + r" \\ ".join(map(_start, lines)) + "}"
+    return _Column(align, [header, *cells], max(widest, *map(_points, lines)))
+
+
+def _stacked(header: str, room: float) -> list[str]:
+    """Lines of a header: its setting apart where that suffices, else its preset too."""
+    lines = [header]
+    for breaks in (r"(?<=.) (?=\[)", r"(?<=.)(?=@)| (?=\[)"):
+        if max(map(_points, lines)) > room:
+            lines = re.split(breaks, header)
+    return lines
 
 
 def _points(cell: str) -> float:
