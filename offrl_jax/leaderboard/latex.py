@@ -23,6 +23,8 @@ PAGE_ROWS = 40
 _GAP = 6.0  # points between two columns, half of them at either side
 # Points of a letter of Computer Modern at 8 points, and of a subscript's at 6.
 _LETTER, _SMALL_LETTER = 4.25, 3.2
+# Where a header may be broken: nowhere, before a setting, before a preset as well.
+_BREAKS = (r"$^", r"(?<=.) (?=\[)", r"(?<=.)(?=@)| (?=\[)")
 _HEADING = (
     "% Tables of offrl_jax. In the preamble: \\usepackage{booktabs}\n"
     "% A table too wide for a column of two: replace table by table*.\n"
@@ -243,12 +245,12 @@ def _column(align: str, header: str, cells: Sequence[str]) -> _Column:
 
 
 def _stacked(header: str, room: float) -> list[str]:
-    """Lines of a header: its setting apart where that suffices, else its preset too."""
-    lines = [header]
-    for breaks in (r"(?<=.) (?=\[)", r"(?<=.)(?=@)| (?=\[)"):
-        if max(map(_points, lines)) > room:
-            lines = re.split(breaks, header)
-    return lines
+    """Lines of a header: a setting apart if it is too long, a preset if that helps."""
+    options = [re.split(breaks, header) for breaks in _BREAKS]
+    fitting = [lines for lines in options if max(map(_points, lines)) <= room]
+    if fitting:
+        return fitting[0]
+    return min(options, key=lambda lines: max(map(_points, lines)))
 
 
 def _points(cell: str) -> float:
