@@ -440,7 +440,7 @@ class TestSection:
         assert drawn == set(figures.FIGURES) - set(reasons)
 
     def test_unknown_figure(self) -> None:
-        with pytest.raises(UsageError, match="unknown figure 'rankin'.*'ranking'"):
+        with pytest.raises(UsageError, match=r"unknown figure 'rankin'.*'ranking'"):
             figures.draw_section(made(1), names=["rankin"])
 
     @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])

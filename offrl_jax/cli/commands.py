@@ -26,6 +26,7 @@ from offrl_jax.cli.running import (
     tell_some,
     write,
 )
+from offrl_jax.cli.tuning_command import Tuning
 from offrl_jax.errors import UsageError
 
 
@@ -387,6 +388,7 @@ Command = (
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
     | Annotated[Figures, subcommand("figures")]
+    | Annotated[Tuning, subcommand("tuning")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]

@@ -1,8 +1,9 @@
 """Figures of a results folder; nothing is run.
 
 `read_runs`, `panels` and `draw` make those of training metrics, seed by seed;
-`draw_progress` those of aggregated scores; `draw_section` all of a section of the
-leaderboard, for papers.  Reading needs no matplotlib, drawing does.
+`draw_progress` those of aggregated scores, `draw_tuning` those of choosing a policy;
+`draw_section` all of a section of the leaderboard, for papers.  Reading needs no
+matplotlib, drawing does.
 """
 
 from offrl_jax.figures.leaderboard import (
@@ -37,6 +38,7 @@ from offrl_jax.figures.training import (
     read_runs,
     recorded,
 )
+from offrl_jax.figures.tuning import draw as draw_tuning
 
 __all__ = [
     "DPI",
@@ -56,6 +58,7 @@ __all__ = [
     "draw",
     "draw_progress",
     "draw_section",
+    "draw_tuning",
     "final_values",
     "labels",
     "left_out",

@@ -3,6 +3,8 @@
 Nothing here trains or evaluates.  `build` gives the tables as data, `draw` as text in
 one of `FORMATS`, `render` is both; the same rows and plan give the same bytes.
 `progress_of` gives the same aggregates at every evaluation, `progress_csv` its table.
+`tuning_of` gives what an agent's trained policies are worth to someone who must choose
+one of them online, `tuning_csv` its table.
 """
 
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 from offrl_jax.errors import unknown_name
 from offrl_jax.leaderboard import formats, latex, table
 from offrl_jax.leaderboard.board import build
-from offrl_jax.leaderboard.formats import progress_csv
+from offrl_jax.leaderboard.formats import progress_csv, tuning_csv
 from offrl_jax.leaderboard.model import Leaderboard
 from offrl_jax.leaderboard.progress import build as progress_of
+from offrl_jax.leaderboard.tuning import build as tuning_of
 
 FORMATS = ("table", "md", "latex", "csv", "json")
 
@@ -24,6 +27,8 @@ __all__ = [
     "progress_csv",
     "progress_of",
     "render",
+    "tuning_csv",
+    "tuning_of",
 ]
 
 

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from offrl_jax.leaderboard import progress, text
+from offrl_jax.leaderboard import progress, text, tuning
 from offrl_jax.leaderboard.model import Cell, Entry, Leaderboard, Section
 from offrl_jax.leaderboard.progress import Progress
 from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.tuning import Tuning
 from offrl_jax.results import BEHAVIOUR
 
 JSON_SCHEMA = 1
@@ -94,6 +95,11 @@ def to_csv(board: Leaderboard) -> str:
 def progress_csv(sections: Iterable[Progress]) -> str:
     """The points of `progress.build` with the columns `progress.COLUMNS`."""
     return _csv(progress.COLUMNS, progress.table(sections))
+
+
+def tuning_csv(sections: Iterable[Tuning]) -> str:
+    """The points of `tuning.build` with the columns `tuning.COLUMNS`."""
+    return _csv(tuning.COLUMNS, tuning.table(sections))
 
 
 def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:

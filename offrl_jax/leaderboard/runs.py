@@ -104,7 +104,9 @@ def _finite(values: Iterable[float]) -> bool:
     return all(map(math.isfinite, values))
 
 
-def final_runs(rows: Iterable[Row], plan: Plan | None) -> tuple[list[Run], int]:
+def final_runs(
+    rows: Iterable[Row], plan: Plan | None, role: str = "test"
+) -> tuple[list[Run], int]:
     """The run that counts for every cell and seed, and how many others it superseded.
 
     A job that starts anew gets another `run_id`.  Of several runs of the same cell and
@@ -113,7 +115,7 @@ def final_runs(rows: Iterable[Row], plan: Plan | None) -> tuple[list[Run], int]:
     """
     order = {job.run_id: i for i, job in enumerate(plan.jobs)} if plan else {}
     by_cell: dict[tuple[SectionKey, CellKey, int], list[Run]] = defaultdict(list)
-    for run in _all_runs(rows, plan):
+    for run in _all_runs(rows, plan, role):
         by_cell[run.section, run.cell, run.seed].append(run)
 
     def precedence(run: Run) -> tuple[bool, int, str]:
@@ -123,16 +125,16 @@ def final_runs(rows: Iterable[Row], plan: Plan | None) -> tuple[list[Run], int]:
     return kept, sum(map(len, by_cell.values())) - len(kept)
 
 
-def _all_runs(rows: Iterable[Row], plan: Plan | None) -> list[Run]:
+def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
     jobs = {job.run_id: job for job in plan.jobs} if plan else {}
     evaluations: dict[tuple[str, CellKey, int], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.role == "test" and row.agent != BEHAVIOUR and row.seed is not None:
+        if row.role == role and row.agent != BEHAVIOUR and row.seed is not None:
             cell = CellKey(row.agent, row.setting, row.task)
             evaluations[row.run_id, cell, row.seed].append(row)
     runs: list[Run] = []
     for job in jobs.values():
-        if job.role != "test":
+        if job.role != role:
             continue
         config = strict_json(job.config)
         for member in job.members:

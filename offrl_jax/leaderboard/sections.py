@@ -121,7 +121,7 @@ def read_contents(folder: Path) -> Contents:
             group += [r for r in other if base_of(r.cell.agent) == "bc"]
     return Contents(
         [
-            _group(key, tuning, group, behaviour, budget)
+            group_of(key, tuning, group, behaviour, budget)
             for (key, tuning), group in sorted(groups.items())
         ],
         rows,
@@ -129,13 +129,25 @@ def read_contents(folder: Path) -> Contents:
     )
 
 
-def _group(
+def group_of(
     key: SectionKey,
     tuning: str,
     runs: list[Run],
     behaviours: Mapping[tuple[str, str | None], Row],
     budget: Budget,
 ) -> Group:
+    """The runs of one table, with units, floors and labels; fields as in `Group`.
+
+    Args:
+      key: what all runs have in common.
+      tuning: as in `Group`.
+      runs: in the order of cells and seeds.
+      behaviours: rows of datasets by task and hash.
+      budget: of tuning.
+
+    Raises:
+      ResultsError: a task has scores in some runs and none in others.
+    """
     tasks = sorted({run.cell.task for run in runs})
     behaviour = {
         task: behaviours[task, data]

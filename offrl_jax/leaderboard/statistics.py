@@ -248,10 +248,10 @@ def bootstrap(
       drawn: from `draws`, of the same count and slots.
     """
     values, samples = jax.device_get(_replicates(scores, count, drawn))
-    return Aggregates(*map(_percentiles, values, samples))
+    return Aggregates(*map(percentiles, values, samples))
 
 
-def _percentiles(value: np.ndarray, samples: np.ndarray) -> Interval:
+def percentiles(value: np.ndarray, samples: np.ndarray) -> Interval:
     """The percentile interval from `samples [..., R]`, as `numpy.quantile` has it."""
     # NumPy sorts float32 with vector instructions; XLA on CPU takes 15 times as long.
     ordered = np.sort(samples, axis=-1)
@@ -333,7 +333,7 @@ def _improvements(x: Side, y: Side) -> tuple[Array, Array]:
 
 def probability_of_improvement(x: Side, y: Side) -> Interval:
     """`improvement` with its percentile interval; both sides are resampled."""
-    return _percentiles(*jax.device_get(_improvements(x, y)))
+    return percentiles(*jax.device_get(_improvements(x, y)))
 
 
 @jax.jit
@@ -353,4 +353,4 @@ def fractions(marked: np.ndarray, count: np.ndarray, drawn: Array) -> Interval:
       count: `[T]`, int32, runs of each task.
       drawn: `[T, S, R]`.
     """
-    return _percentiles(*jax.device_get(_fractions(marked, count, drawn)))
+    return percentiles(*jax.device_get(_fractions(marked, count, drawn)))
