@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -192,16 +193,15 @@ class TestRanking:
         assert centres == [0.0, 1.0]  # the two that share rank 1
 
     def test_raw_returns_have_no_gap_and_one_run_no_interval(self) -> None:
-        section = made(2, tasks=(TaskInfo("t", "return", True, None),))
+        returns = (TaskInfo("t", "return", True, None),)
+        section = dataclasses.replace(made(2, 1), tasks=returns)
         figure = dots.draw_ranking(section)
         assert [a.get_title() for a in panels(figure)] == ["IQM", "mean", "median"]
         assert "return of an episode" in words(figure)
         assert "gap" not in words(figure)
-        single = Bounds(5.0, None, None)
-        lone = (
-            made(1).entries[0].__class__(**{**vars(made(1).entries[0]), "iqm": single})
-        )
-        axis = panels(dots.draw_ranking(made(1, entries=(lone,))))[0]
+        (entry,) = made(1).entries
+        entry = dataclasses.replace(entry, iqm=Bounds(5.0, None, None))
+        axis = panels(dots.draw_ranking(made(1, entries=(entry,))))[0]
         assert dots_of(axis) == [5.0] and not intervals_of(axis)
 
     def test_marks_are_in_labels_and_explained(self, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ class TestCost:
     def test_wide_ranges_are_logarithmic(self, most: float, scale: str) -> None:
         section = made(2)
         first, second = section.entries
-        dear = Entry(**{**vars(second), "cost_s": most})
+        dear = dataclasses.replace(second, cost_s=most)
         axis = cost.draw_cost(made(2, entries=(first, dear))).get_axes()[0]
         assert first.cost_s == 2.0 and axis.get_xscale() == scale
 
@@ -433,7 +433,7 @@ class TestSection:
         self, about: Mapping[str, Any], lacking: set[str]
     ) -> None:
         (entry,) = made(1).entries
-        section = made(1, entries=(Entry(**{**vars(entry), **about}),))
+        section = made(1, entries=(dataclasses.replace(entry, **about),))
         reasons = figures.left_out(section, None)
         assert set(reasons) == lacking | {"progress"}
         drawn = {picture.name for picture in figures.draw_section(section)}
@@ -447,7 +447,7 @@ class TestSection:
     def test_same_bytes_whatever_the_settings(self, suffix: str) -> None:
         def drawn() -> list[bytes]:
             pictures = figures.draw_section(made(["a$_b$", "c^{x}"]))
-            return [figures.render(p.figure, suffix, 60) for p in pictures]
+            return [figures.picture_file(p, suffix, 60) for p in pictures]
 
         first = drawn()
         wishes = {"font.size": 20.0, "pdf.fonttype": 3, "svg.fonttype": "none"}

@@ -67,10 +67,10 @@ class Figures:
             part = figures.progress_of(section, parts)
             for figure, reason in figures.left_out(section, part).items():
                 reasons[figure, reason].append(stem)
-            for name, picture in figures.draw_section(section, part, chosen):
+            for picture in figures.draw_section(section, part, chosen):
                 for suffix in dict.fromkeys(self.format):
-                    file = figures.render(picture, f".{suffix}", figures.DPI)
-                    self._write(f"{stem}-{name}.{suffix}", file)
+                    file = figures.picture_file(picture, f".{suffix}")
+                    self._write(f"{stem}-{picture.name}.{suffix}", file)
                     count += 1
         lines = [
             f"{figure}: left out of {', '.join(of)}: {reason}"

@@ -7,12 +7,12 @@ matplotlib, drawing does.
 """
 
 from offrl_jax.figures.leaderboard import (
-    DPI,
     FIGURES,
     Picture,
     check_names,
     draw_section,
     left_out,
+    picture_file,
     progress_of,
 )
 from offrl_jax.figures.progress import draw as draw_progress
@@ -41,7 +41,6 @@ from offrl_jax.figures.training import (
 from offrl_jax.figures.tuning import draw as draw_tuning
 
 __all__ = [
-    "DPI",
     "FIGURES",
     "PALETTE",
     "RETURN",
@@ -64,6 +63,7 @@ __all__ = [
     "left_out",
     "median_curve",
     "panels",
+    "picture_file",
     "progress_of",
     "read_runs",
     "recorded",

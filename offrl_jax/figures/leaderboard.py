@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from offrl_jax.errors import unknown_name
 from offrl_jax.figures import cost, dots, matchups, progress
 from offrl_jax.figures.captions import ranked
-from offrl_jax.figures.style import TEXT_WIDTH, paper_style
+from offrl_jax.figures.style import TEXT_WIDTH, paper_style, render
 from offrl_jax.leaderboard import comparisons
 from offrl_jax.leaderboard.model import Section
 from offrl_jax.leaderboard.progress import Progress
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FIGURES = ("ranking", "profiles", "improvement", "cost", "tasks", "progress")
 """What `draw_section` draws, in this order."""
 DPI = 300
-"""Dots per inch of a paper's PNG."""
+"""Dots per inch of a paper's PNG, which journals ask for."""
 
 
 class Picture(NamedTuple):
@@ -110,6 +110,13 @@ def draw_section(
             for number, figure in zip(numbers, drawn, strict=True):
                 found.append(Picture(name + number * (len(drawn) > 1), figure))
     return found
+
+
+def picture_file(picture: Picture, suffix: str, dpi: int = DPI) -> bytes:
+    """A picture of `draw_section` as `style.render` writes it, in the same style."""
+    # Ticks are made when a figure is written, by the settings of that moment.
+    with paper_style():
+        return render(picture.figure, suffix, dpi)
 
 
 def _draw(name: str, section: Section, part: Progress | None) -> list[Figure]:

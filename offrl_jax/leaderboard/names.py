@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from offrl_jax.leaderboard.model import PER_TASK, Section
@@ -30,9 +30,11 @@ def stems(sections: Sequence[Section]) -> list[str]:
         lambda section: _safe(f"-{section.protocol.get('episodes')}_episodes"),
     )
     for detail in details:
-        several = Counter(stem.lower() for stem in found)
+        told: dict[str, set[str]] = defaultdict(set)
+        for stem, section in zip(found, sections, strict=True):
+            told[stem.lower()].add(detail(section))
         found = [
-            stem + detail(section) if several[stem.lower()] > 1 else stem
+            stem + detail(section) if len(told[stem.lower()]) > 1 else stem
             for stem, section in zip(found, sections, strict=True)
         ]
     taken: set[str] = set()
