@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from offrl_jax.cli.compare_command import Compare
 from offrl_jax.cli.data_commands import Data
+from offrl_jax.cli.figures_command import Figures
 from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
 from offrl_jax.cli.running import (
     default_suite,
@@ -158,7 +159,7 @@ class Leaderboard:
 
     results: Positional[Annotated[Path, arg(metavar="DIR")]]
     """Results folder."""
-    format: Literal["table", "md", "csv", "json", "html"] = "table"
+    format: Literal["table", "md", "latex", "csv", "json", "html"] = "table"
     """What to write; html is one page that needs no network."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write. Default: the screen."""
@@ -413,6 +414,7 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
+    | Annotated[Figures, subcommand("figures")]
     | Annotated[Tuning, subcommand("tuning")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]

@@ -11,7 +11,7 @@ one of them online, `tuning_csv` its table.
 from pathlib import Path
 
 from offrl_jax.errors import unknown_name
-from offrl_jax.leaderboard import compare_formats, formats, table
+from offrl_jax.leaderboard import compare_formats, formats, latex, table
 from offrl_jax.leaderboard.board import build
 from offrl_jax.leaderboard.compare import Comparisons
 from offrl_jax.leaderboard.compare import build as compare
@@ -20,7 +20,7 @@ from offrl_jax.leaderboard.model import Leaderboard
 from offrl_jax.leaderboard.progress import build as progress_of
 from offrl_jax.leaderboard.tuning import build as tuning_of
 
-FORMATS = ("table", "md", "csv", "json")
+FORMATS = ("table", "md", "latex", "csv", "json")
 COMPARISON_FORMATS = ("table", "md", "json")
 
 __all__ = [
@@ -70,6 +70,7 @@ def draw(
         return table.draw(board, width=width, colour=colour)
     return {
         "md": formats.to_markdown,
+        "latex": latex.to_latex,
         "csv": formats.to_csv,
         "json": formats.to_json,
     }[format](board)

@@ -197,7 +197,7 @@ def _markdown_section(section: Section) -> list[str]:
         line = [
             str(entry.rank or text.DASH),
             _markdown_label(entry),
-            f"**{text.estimate(entry.iqm)}**",
+            _first_bold(entry),
             text.interval(entry.iqm),
             text.estimate(entry.mean),
             text.estimate(entry.median),
@@ -225,7 +225,7 @@ def _markdown_section(section: Section) -> list[str]:
     for i, task in enumerate(section.tasks):
         name = escape(task.task) + (" (raw return)" if task.unit == "return" else "")
         means = [entry.cells[i].mean for entry in section.entries]
-        values = [f"{text.estimate(m)} {text.interval(m)}".strip() for m in means]
+        values = list(map(_markdown_mean, means))
         values += [text.number(task.behaviour)] * with_data
         lines.append([name, *values])
     parts.append(pipe_table(header, lines, left=(0,)))
@@ -237,6 +237,18 @@ def _two_decimals(bounds: Bounds | None) -> str:
     if bounds is None or bounds.low is None or bounds.high is None:
         return ""
     return f"[{bounds.low:.2f}, {bounds.high:.2f}]"
+
+
+def _first_bold(entry: Entry) -> str:
+    iqm = text.estimate(entry.iqm)
+    return f"**{iqm}**" if entry.rank == 1 else iqm
+
+
+def _markdown_mean(bounds: Bounds | None) -> str:
+    """The mean above its interval: beside each other a page holds half the agents."""
+    interval = text.interval(bounds)
+    below = f"<br><sub>{interval}</sub>" if interval else ""
+    return text.estimate(bounds) + below
 
 
 def _markdown_label(entry: Entry) -> str:
