@@ -174,8 +174,6 @@ class Leaderboard:
         """Draws."""
         if self.serve and (self.out is not None or self.format != "table"):
             raise UsageError("--serve draws the page; leave out --format and --out")
-        if self.pool_protocols and (self.serve or self.format == "html"):
-            raise UsageError("--pool-protocols is for table, md, csv and json")
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
         from offrl_jax.benchmark.jax_settings import configure_jax
@@ -184,13 +182,18 @@ class Leaderboard:
         from offrl_jax import leaderboard, page
 
         if self.serve:
-            with page.server(self.results, self.port) as serving:
+            pooled = self.pool_protocols
+            with page.server(
+                self.results, self.port, pool_protocols=pooled
+            ) as serving:
                 host, port = serving.server_address[:2]
                 print(f"http://{host!s}:{port} follows {self.results}; Ctrl-C stops it")
                 sys.stdout.flush()
                 serving.serve_forever()
         if self.format == "html":
-            content = page.render(self.results)
+            content = page.render(
+                self.results, pool_protocols=self.pool_protocols
+            )
             if self.out is None:
                 print(content, end="")
                 return 0

@@ -156,7 +156,11 @@ def _line(
 ) -> Line:
     places = [(x(at), y(bounds.value)) for at, bounds in points]
     ends = [(x(at), b.low, b.high) for at, b in points]
-    known = [(at, y(low), y(high)) for at, low, high in ends if low is not None]
+    known = [
+        (at, y(low), y(high))
+        for at, low, high in ends
+        if low is not None and high is not None
+    ]
     band = ""
     if len(known) == len(points) > 1:
         upper = [(at, high) for at, _, high in known]
