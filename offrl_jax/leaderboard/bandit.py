@@ -31,10 +31,10 @@ class Policies(NamedTuple):
       count: `[]`, int32, how many policies there are.
     """
 
-    values: np.ndarray
-    rewards: np.ndarray
-    lengths: np.ndarray
-    count: np.ndarray
+    values: Array
+    rewards: Array
+    lengths: Array
+    count: Array
 
 
 @functools.partial(jax.jit, static_argnames=("size", "replications"))
@@ -89,7 +89,7 @@ def deployment(
     Returns:
       `[B, P]`, in the unit of `policies.values`.
     """
-    sizes = population.shape
+    sizes = (population.shape[0], population.shape[1])
     arms_key, pulls_key = jax.random.split(key)
     place = _places(arms_key, policies.count, sizes, trials, min(arms, sizes[1]))
     policy = jnp.take_along_axis(population[:, None, :], place, axis=2)

@@ -136,7 +136,8 @@ def _median(values: Array, there: Array) -> Array:
         smaller, larger = jnp.minimum(rows, other), jnp.maximum(rows, other)
         return jnp.where(keeps_smaller[:, None], smaller, larger), None
 
-    ordered, _ = jax.lax.scan(stage, rows, _bitonic_network(lanes))
+    network = jax.tree.map(jnp.asarray, _bitonic_network(lanes))
+    ordered, _ = jax.lax.scan(stage, rows, network)
     tasks = there.sum()
     return (ordered[(tasks - 1) // 2] + ordered[tasks // 2]) / 2.0
 
@@ -307,8 +308,8 @@ class Side(NamedTuple):
       drawn: `[T, S, R]`, its draws, independent of the other side's.
     """
 
-    scores: np.ndarray
-    count: np.ndarray
+    scores: Array
+    count: Array
     drawn: Array
 
 
