@@ -194,7 +194,7 @@ class TestTasks:
     def test_surely_highest(
         self, means: Sequence[Bounds | None], best: int | None
     ) -> None:
-        assert latex.surely_highest(means) == best
+        assert ranking.surely_highest(means) == best
 
     def test_only_the_surely_highest_is_bold(self) -> None:
         section = made(3, 2)

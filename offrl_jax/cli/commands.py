@@ -183,17 +183,13 @@ class Leaderboard:
 
         if self.serve:
             pooled = self.pool_protocols
-            with page.server(
-                self.results, self.port, pool_protocols=pooled
-            ) as serving:
+            with page.server(self.results, self.port, pool_protocols=pooled) as serving:
                 host, port = serving.server_address[:2]
                 print(f"http://{host!s}:{port} follows {self.results}; Ctrl-C stops it")
                 sys.stdout.flush()
                 serving.serve_forever()
         if self.format == "html":
-            content = page.render(
-                self.results, pool_protocols=self.pool_protocols
-            )
+            content = page.render(self.results, pool_protocols=self.pool_protocols)
             if self.out is None:
                 print(content, end="")
                 return 0

@@ -18,9 +18,7 @@ from offrl_jax.page.view import look_numbers, section_view
 from offrl_jax.version import __version__
 
 
-def render(
-    folder: Path, *, pool_protocols: bool = False, live: bool = False
-) -> str:
+def render(folder: Path, *, pool_protocols: bool = False, live: bool = False) -> str:
     """The page of a results folder; the same rows and plan give the same text.
 
     Args:
