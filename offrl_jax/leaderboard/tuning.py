@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from offrl_jax.errors import ResultsError, UsageError, unknown_name
@@ -213,9 +214,6 @@ def _tuning(
     agents: list[AgentTuning] = []
     for agent in sorted({run.cell.agent for run in group.runs}):
         own = [run for run in group.runs if run.cell.agent == agent]
-        structures = len({run.config for run in own})
-        if structures > 1:
-            messages.append(f"{agent}: policies of {structures} different structures")
         by_task: dict[str, TaskTuning] = {}
         samples: dict[str, _Samples] = {}
         for task in begun:
@@ -316,13 +314,13 @@ def _sample(
     deployed = bandit.deployment(
         bandit_key,
         policies,
-        np.concatenate([whole, drawn[:DEPLOYMENTS]]),
+        jnp.concatenate([whole, drawn[:DEPLOYMENTS]]),
         arms=arms,
         pulls=pulls,
         trials=TRIALS,
     )
     deployed = np.asarray(deployed, np.float64)
-    values = policies.values[: len(runs)].astype(np.float64)
+    values = np.asarray(policies.values, np.float64)[: len(runs)]
     return _Samples(
         bandit.expected_best(values),
         bandit.expected_best(values[drawn[:, : len(runs)]]),
@@ -361,7 +359,8 @@ def _policies(group: Group, task: str, runs: Sequence[Run]) -> bandit.Policies:
     for i, (value, own) in enumerate(zip(values, episodes, strict=True)):
         padded[i], lengths[i] = value, len(own)
         rewards[i, : len(own)] = own / scale
-    return bandit.Policies(padded, rewards, lengths, np.int32(len(values)))
+    whole = (padded, rewards, lengths, np.array(len(values), np.int32))
+    return bandit.Policies(*map(jnp.asarray, whole))
 
 
 def _to_values(group: Group, task: str) -> tuple[float, float]:
