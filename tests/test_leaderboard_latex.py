@@ -24,7 +24,7 @@ from test_leaderboard_board import (
 )
 
 from offrl_jax import leaderboard
-from offrl_jax.leaderboard import latex
+from offrl_jax.leaderboard import latex, ranking
 from offrl_jax.leaderboard.model import FEW_SEEDS, Leaderboard, Section
 from offrl_jax.leaderboard.ranking import Bounds
 
