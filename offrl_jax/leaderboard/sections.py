@@ -25,7 +25,7 @@ from offrl_jax.leaderboard.runs import (
     merge_protocols,
     tuning_budget,
 )
-from offrl_jax.results import BEHAVIOUR, Row, plan_path, read_plan, read_rows
+from offrl_jax.results import BEHAVIOUR, Row, plan_path, read_plans, read_rows
 from offrl_jax.results.rows import strict_json
 
 SCORE, RETURN = "score", "return"
@@ -143,7 +143,7 @@ def read_runs(
     messages: list[str] = []
     # Paths inside the folder: tables are kept and shared, whoever drew them.
     rows = read_rows(folder, lambda m: messages.append(m.replace(f"{folder}/", "")))
-    runs, superseded = final_runs(rows, read_plan(folder), merge)
+    runs, superseded = final_runs(rows, read_plans(folder), merge)
     if not runs:
         what = "only tuning or dataset rows" if rows else "no rows and no plan"
         raise ResultsError(

@@ -32,7 +32,7 @@ from offrl_jax.leaderboard.sections import (
     gather,
     own_value,
 )
-from offrl_jax.results import BEHAVIOUR, Row, read_plan, read_rows
+from offrl_jax.results import BEHAVIOUR, Row, read_plans, read_rows
 
 ARMS = 8
 """Policies that the bandit chooses from, as in Unifloral's text."""
@@ -198,7 +198,7 @@ def _names(run: Run) -> set[str]:
 
 def _runs(rows: Sequence[Row], folder: Path) -> dict[str, list[Run]]:
     """Runs by role; those of role `test` only of agents and families without others."""
-    plan = read_plan(folder)
+    plan = read_plans(folder)
     tune, test = (final_runs(rows, plan, role=role)[0] for role in ("tune", "test"))
     tuned = {(run.cell.agent, run.section.family) for run in tune}
     left = [run for run in test if (run.cell.agent, run.section.family) not in tuned]

@@ -87,6 +87,7 @@ def section_view(
         "state": text.state(section),
         "family": section.family,
         "short": in_short(section),
+        "overview": _overview(section, ranked),
         "unit": "IQM" if section.unit == "score" else "IQM return",
         "range": (text.number(low), text.number(high)),
         "agents": [
@@ -298,9 +299,8 @@ def _certainty(section: Section, leader: Entry, others: Sequence[Entry]) -> str:
     sure, unsure = [], []
     for entry in shown:
         chance = found[leader.label, entry.label]
-        clear = chance.low is not None and chance.low > 0.5
         name = f"{text.printable(entry.label)} ({chance.value:.2f})"
-        (sure if clear else unsure).append(name)
+        (sure if _surely_above(chance) else unsure).append(name)
     parts = []
     if sure:
         parts.append(f"surely better than {_names(sure)}")
@@ -310,9 +310,33 @@ def _certainty(section: Section, leader: Entry, others: Sequence[Entry]) -> str:
         parts.append(f"the other {len(others) - len(shown)} have a lower IQM")
     line = "; ".join(parts)
     return (
-        f"It is {line}. In brackets: the probability that one of its runs beats one of "
-        "theirs; sure if its interval is above one half."
+        f"It is {line}. In brackets: probability that one of its runs beats one of "
+        "theirs; surely, if the interval is above 0.5."
     )
+
+
+def _surely_above(chance: Bounds) -> bool:
+    return chance.low is not None and chance.low > 0.5
+
+
+def _overview(section: Section, ranked: Sequence[Entry]) -> dict[str, Any] | None:
+    """The line of a table in the list of all; None without a ranking."""
+    if not ranked:
+        return None
+    leader, *others = ranked[:MATRIX_AGENTS]
+    beaten = ""
+    if others:
+        found = comparisons.improvements(
+            section, [leader.label, *(entry.label for entry in others)]
+        )
+        sure = [_surely_above(found[leader.label, entry.label]) for entry in others]
+        beaten = f"{sum(sure)} of {len(sure)}"
+    return {
+        "leader": text.printable(leader.label) + text.marks(leader),
+        "iqm": number_of(leader.iqm),
+        "beaten": beaten,
+        "cost": text.seconds(leader.cost_s),
+    }
 
 
 def _names(names: Sequence[str]) -> str:
