@@ -84,6 +84,7 @@ def section_view(
         "id": f"s{position}",
         "title": text.title(section),
         "subtitle": text.subtitle(section),
+        "updates": f"{section.updates_total:,}",
         "state": text.state(section),
         "family": section.family,
         "short": in_short(section),
@@ -334,6 +335,7 @@ def _overview(section: Section, ranked: Sequence[Entry]) -> dict[str, Any] | Non
     return {
         "leader": text.printable(leader.label) + text.marks(leader),
         "iqm": number_of(leader.iqm),
+        "raw": section.unit != "score",
         "beaten": beaten,
         "cost": text.seconds(leader.cost_s),
     }
