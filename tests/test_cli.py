@@ -33,6 +33,7 @@ COMMANDS = (
     "leaderboard",
     "curves",
     "progress",
+    "tuning",
     "agents",
     "tasks",
     "data list",

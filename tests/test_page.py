@@ -1,4 +1,4 @@
-"""The page as a file: its numbers, its escapes, its charts; see also test_page_browser."""
+"""The page as a file: its numbers, its escapes, its charts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+import urllib.error
 import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,6 @@ from test_leaderboard_board import (
     even,
     example_rows,
     fill,
-    make_behaviour,
     make_row,
     make_rows,
     only_section,
@@ -130,17 +130,23 @@ def test_rows_in_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     count = 0
     for place, cell in section["cells"].items():
         agent, task = map(int, place.split("."))
-        for run in cell["runs"]:
-            whole = {name: data["pool"][i] for name, i in cell["shared"].items()}
-            whole |= run["row"]
-            key = (section["agents"][agent], section["tasks"][task], run["seed"])
+        assert cell["steps"] == [50, 100]
+        for seed, _, state, value, _, curve, fields in cell["runs"]:
+            own = iter(fields)
+            whole = {
+                name: next(own) if place < 0 else data["pool"][place]
+                for name, place in zip(data["fields"], cell["shared"], strict=True)
+            }
+            key = (section["agents"][agent], section["tasks"][task], seed)
             assert whole == known[key]
+            assert state == "ok"
+            assert value == pytest.approx(whole["score"], rel=1e-4)
+            ends = [whole["score"] / 2, whole["score"]]
+            assert curve[::2] == pytest.approx(ends, rel=1e-3)
             # Two scores make the scale: 10 of return are a point of score here.
-            steps, values, halves = zip(*run["curve"], strict=True)
-            assert steps == (50, 100)
-            assert values == pytest.approx([whole["score"] / 2, whole["score"]], 1e-4)
             deviation = (20 * 0.25 / 19) ** 0.5
-            assert halves[1] == pytest.approx(1.96 * deviation / 20**0.5 / 10, rel=5e-3)
+            half = 1.96 * deviation / 20**0.5 / 10
+            assert curve[1::2] == pytest.approx([half, half], rel=0.05)
             count += 1
     assert count == 60
 
@@ -149,12 +155,16 @@ def test_lists_of_episodes_are_left_out_of_large_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fill(tmp_path / "r", example_rows())
-    whole = page.render(folder)
-    monkeypatch.setattr("offrl_jax.page.cells.EPISODES_BYTES", 1_000)
-    lean = page.render(folder)
-    assert data_of(whole)["episodes"]
-    assert not data_of(lean)["episodes"]
-    assert len(lean) < len(whole) - 20_000
+    for limit, kept in ((60 * 20 * 25, True), (60 * 20 * 25 - 1, False)):
+        monkeypatch.setattr("offrl_jax.page.cells.EPISODES_BYTES", limit)
+        data = data_of(page.render(folder))
+        assert data["episodes"] == kept
+        (section,) = data["sections"]
+        fields = data["fields"]
+        assert ("returns" in fields) == ("lengths" in fields) == kept
+        assert "score" in fields
+        for cell in section["cells"].values():
+            assert len(cell["shared"]) == len(fields)
 
 
 def test_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
@@ -253,9 +263,7 @@ def test_commands_are_ones_that_offrl_takes(tmp_path: Path) -> None:
         rows = make_rows("td3_bc@quick", even(5.0), **{**own, "suite": suite})
         section = only_section(fill(tmp_path / suite, rows))
         content = page.render(tmp_path / suite)
-        (line,) = [own["data-sort"] for tag, own in [("", {"data-sort": ""})]] and [
-            *re.findall(r"<code>(offrl [^<]*)</code>", content)[:1]
-        ]
+        (line,) = re.findall(r"<dd><code>(offrl [^<]*)</code>", content)
         parsed = _parse(shlex.split(line)[1:])
         assert parsed.seeds == 10
         assert parsed.updates == 100
@@ -280,7 +288,7 @@ class TestCharts:
         ("low", "high", "expected"),
         [
             (0, 100, [0, 20, 40, 60, 80, 100]),
-            (-0.5, 1.0, [-0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            (-0.7, 1.0, [-0.5, 0, 0.5, 1.0]),
             (0, 102_400, [0, 20_000, 40_000, 60_000, 80_000, 100_000]),
             (7, 7, [7]),
         ],
@@ -294,7 +302,7 @@ class TestCharts:
 
     def test_names_lie_beside_each_other(self) -> None:
         dots = [
-            charts.Dot(i, x, y, y + 5, y - 5, 0, 0, "start")
+            charts.Dot(i, x, y, y + 5, y - 5, "name", 0, 0, "start")
             for i, (x, y) in enumerate([(100, 100), (104, 103), (380, 50), (60, 200)])
         ]
         placed = charts.place_names(dots, dict.fromkeys(range(4), 60.0))
@@ -328,7 +336,7 @@ class TestCharts:
 
 def test_bold_is_surely_the_highest() -> None:
     def cell(low: float | None, value: float, high: float | None) -> Cell:
-        own = (), (), Bounds(value, low, high), 0, (), (), ()
+        own = (), (), Bounds(value, low, high), 0, (), (), (), None
         return Cell("t", *own)
 
     assert surely_highest([cell(8, 9, 10), cell(1, 2, 7.9)]) == 0
@@ -358,10 +366,9 @@ def test_the_server_follows_the_folder(tmp_path: Path) -> None:
         assert "cannot be drawn just now" in ask("/")
         with pytest.raises(urllib.error.HTTPError):
             ask("/etc/passwd")
+        other = fill(tmp_path / "other", example_rows())
         with pytest.raises(UsageError, match=rf"port {port} .*taken"):
-            page.server(tmp_path / "r2", port) if fill(
-                tmp_path / "r2", [*example_rows(), make_behaviour("a/b-v0", 1.0)]
-            ) else None
+            page.server(other, port)
         serving.shutdown()
     with pytest.raises(ResultsError, match="no such folder"):
         page.server(tmp_path / "none", 0)

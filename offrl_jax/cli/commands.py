@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from offrl_jax.cli.compare_command import Compare
 from offrl_jax.cli.data_commands import Data
+from offrl_jax.cli.figures_command import Figures
 from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
 from offrl_jax.cli.running import (
     default_suite,
@@ -27,6 +28,7 @@ from offrl_jax.cli.running import (
     tell_some,
     write,
 )
+from offrl_jax.cli.tuning_command import Tuning
 from offrl_jax.errors import UsageError
 
 
@@ -157,7 +159,7 @@ class Leaderboard:
 
     results: Positional[Annotated[Path, arg(metavar="DIR")]]
     """Results folder."""
-    format: Literal["table", "md", "csv", "json", "html"] = "table"
+    format: Literal["table", "md", "latex", "csv", "json", "html"] = "table"
     """What to write; html is one page that needs no network."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write. Default: the screen."""
@@ -172,8 +174,6 @@ class Leaderboard:
         """Draws."""
         if self.serve and (self.out is not None or self.format != "table"):
             raise UsageError("--serve draws the page; leave out --format and --out")
-        if self.pool_protocols and (self.serve or self.format == "html"):
-            raise UsageError("--pool-protocols is for table, md, csv and json")
         # A benchmark that runs beside it keeps the accelerator's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
         from offrl_jax.benchmark.jax_settings import configure_jax
@@ -182,13 +182,14 @@ class Leaderboard:
         from offrl_jax import leaderboard, page
 
         if self.serve:
-            with page.server(self.results, self.port) as serving:
+            pooled = self.pool_protocols
+            with page.server(self.results, self.port, pool_protocols=pooled) as serving:
                 host, port = serving.server_address[:2]
                 print(f"http://{host!s}:{port} follows {self.results}; Ctrl-C stops it")
                 sys.stdout.flush()
                 serving.serve_forever()
         if self.format == "html":
-            content = page.render(self.results)
+            content = page.render(self.results, pool_protocols=self.pool_protocols)
             if self.out is None:
                 print(content, end="")
                 return 0
@@ -412,6 +413,8 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
+    | Annotated[Figures, subcommand("figures")]
+    | Annotated[Tuning, subcommand("tuning")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]

@@ -3,21 +3,24 @@
 Nothing here trains or evaluates.  `build` gives the tables as data, `draw` as text in
 one of `FORMATS`, `render` is both; the same rows and plan give the same bytes.
 `progress_of` gives the same aggregates at every evaluation, `progress_csv` its table.
+`tuning_of` gives what an agent's trained policies are worth to someone who must choose
+one of them online, `tuning_csv` its table.
 `compare` compares two folders, `draw_comparison` draws that.
 """
 
 from pathlib import Path
 
 from offrl_jax.errors import unknown_name
-from offrl_jax.leaderboard import compare_formats, formats, table
+from offrl_jax.leaderboard import compare_formats, formats, latex, table
 from offrl_jax.leaderboard.board import build
 from offrl_jax.leaderboard.compare import Comparisons
 from offrl_jax.leaderboard.compare import build as compare
-from offrl_jax.leaderboard.formats import progress_csv
+from offrl_jax.leaderboard.formats import progress_csv, tuning_csv
 from offrl_jax.leaderboard.model import Leaderboard
 from offrl_jax.leaderboard.progress import build as progress_of
+from offrl_jax.leaderboard.tuning import build as tuning_of
 
-FORMATS = ("table", "md", "csv", "json")
+FORMATS = ("table", "md", "latex", "csv", "json")
 COMPARISON_FORMATS = ("table", "md", "json")
 
 __all__ = [
@@ -32,6 +35,8 @@ __all__ = [
     "progress_csv",
     "progress_of",
     "render",
+    "tuning_csv",
+    "tuning_of",
 ]
 
 
@@ -65,6 +70,7 @@ def draw(
         return table.draw(board, width=width, colour=colour)
     return {
         "md": formats.to_markdown,
+        "latex": latex.to_latex,
         "csv": formats.to_csv,
         "json": formats.to_json,
     }[format](board)

@@ -80,7 +80,7 @@ def _aggregate(
         of_runs, of_draws = jax.device_get(statistics.replicates(scores, count, drawn))
         found.append(of_runs)
         samples.append(of_draws)
-        chances.append(Side(scores, count, few))
+        chances.append(Side(jnp.asarray(scores), jnp.asarray(count), few))
     iqm, mean, means = (
         statistics.percentiles(
             getattr(found[1], name) - getattr(found[0], name),

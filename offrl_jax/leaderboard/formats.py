@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from offrl_jax.leaderboard import progress, text
+from offrl_jax.leaderboard import progress, text, tuning
 from offrl_jax.leaderboard.model import Cell, Entry, Leaderboard, Section
 from offrl_jax.leaderboard.progress import Progress
 from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.tuning import Tuning
 from offrl_jax.results import BEHAVIOUR
 
 JSON_SCHEMA = 1
@@ -99,6 +100,11 @@ def to_csv(board: Leaderboard) -> str:
 def progress_csv(sections: Iterable[Progress]) -> str:
     """The points of `progress.build` with the columns `progress.COLUMNS`."""
     return _csv(progress.COLUMNS, progress.table(sections))
+
+
+def tuning_csv(sections: Iterable[Tuning]) -> str:
+    """The points of `tuning.build` with the columns `tuning.COLUMNS`."""
+    return _csv(tuning.COLUMNS, tuning.table(sections))
 
 
 def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
@@ -191,7 +197,7 @@ def _markdown_section(section: Section) -> list[str]:
         line = [
             str(entry.rank or text.DASH),
             _markdown_label(entry),
-            f"**{text.estimate(entry.iqm)}**",
+            _first_bold(entry),
             text.interval(entry.iqm),
             text.estimate(entry.mean),
             text.estimate(entry.median),
@@ -219,7 +225,7 @@ def _markdown_section(section: Section) -> list[str]:
     for i, task in enumerate(section.tasks):
         name = escape(task.task) + (" (raw return)" if task.unit == "return" else "")
         means = [entry.cells[i].mean for entry in section.entries]
-        values = [f"{text.estimate(m)} {text.interval(m)}".strip() for m in means]
+        values = list(map(_markdown_mean, means))
         values += [text.number(task.behaviour)] * with_data
         lines.append([name, *values])
     parts.append(pipe_table(header, lines, left=(0,)))
@@ -231,6 +237,18 @@ def _two_decimals(bounds: Bounds | None) -> str:
     if bounds is None or bounds.low is None or bounds.high is None:
         return ""
     return f"[{bounds.low:.2f}, {bounds.high:.2f}]"
+
+
+def _first_bold(entry: Entry) -> str:
+    iqm = text.estimate(entry.iqm)
+    return f"**{iqm}**" if entry.rank == 1 else iqm
+
+
+def _markdown_mean(bounds: Bounds | None) -> str:
+    """The mean above its interval: beside each other a page holds half the agents."""
+    interval = text.interval(bounds)
+    below = f"<br><sub>{interval}</sub>" if interval else ""
+    return text.estimate(bounds) + below
 
 
 def _markdown_label(entry: Entry) -> str:

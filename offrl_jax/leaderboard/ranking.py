@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from offrl_jax.leaderboard import statistics
@@ -123,13 +124,15 @@ class Contender(NamedTuple):
 
 def contender(label: str, own: Values, tasks: Sequence[str]) -> Contender:
     """An agent with runs of all `tasks`, ready for `compare`."""
-    scores, count = padded(own, tasks)
+    scores, count = map(jnp.asarray, padded(own, tasks))
     # A key of the label: two agents are drawn independently, and the interval of a pair
     # does not depend on who else is in the table.
     key = jax.random.fold_in(jax.random.key(SEED), zlib.crc32(label.encode()))
     drawn = statistics.side_draws(key, count, slots=scores.shape[1])
     return Contender(
-        label, statistics.Side(scores, count, drawn), bool((count > 1).any())
+        label,
+        statistics.Side(scores, count, drawn),
+        any(len(own[task]) > 1 for task in tasks),
     )
 
 

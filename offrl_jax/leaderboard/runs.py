@@ -139,7 +139,10 @@ def merge_suites(keys: Iterable[SectionKey]) -> dict[SectionKey, SectionKey]:
 
 
 def final_runs(
-    rows: Iterable[Row], plan: Plan | None, merge: Merge | None = None
+    rows: Iterable[Row],
+    plan: Plan | None,
+    merge: Merge | None = None,
+    role: str = "test",
 ) -> tuple[list[Run], int]:
     """The run that counts for every cell and seed, and how many others it superseded.
 
@@ -147,7 +150,7 @@ def final_runs(
     seed the last one with a result counts: in the order of the plan, runs outside of it
     first and by name.  Where keys are merged, that holds within the merged one.
     """
-    runs = _all_runs(rows, plan)
+    runs = _all_runs(rows, plan, role)
     if merge is not None:
         merged = merge({run.section for run in runs})
         runs = [
@@ -166,16 +169,16 @@ def final_runs(
     return kept, sum(map(len, by_cell.values())) - len(kept)
 
 
-def _all_runs(rows: Iterable[Row], plan: Plan | None) -> list[Run]:
+def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
     jobs = {job.run_id: job for job in plan.jobs} if plan else {}
     evaluations: dict[tuple[str, CellKey, int], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.role == "test" and row.agent != BEHAVIOUR and row.seed is not None:
+        if row.role == role and row.agent != BEHAVIOUR and row.seed is not None:
             cell = CellKey(row.agent, row.setting, row.task)
             evaluations[row.run_id, cell, row.seed].append(row)
     runs: list[Run] = []
     for job in jobs.values():
-        if job.role != "test":
+        if job.role != role:
             continue
         config = strict_json(job.config)
         for member in job.members:

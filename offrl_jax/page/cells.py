@@ -1,8 +1,8 @@
 """What a cell shows when it is opened: curves seed by seed, and the rows themselves.
 
-The result is JSON for the script of the page.  Fields that all rows of a cell share are
-written once, as places in a pool of values that all cells share: six thousand rows
-differ in little but their identity, their score and their times.
+The result is JSON for the script of the page, in lists without names: six thousand runs
+must fit.  Fields that all rows of a cell share are written once, as places in a pool of
+values that all cells share; rows differ in little but their identity and their score.
 """
 
 from __future__ import annotations
@@ -51,8 +51,12 @@ def encode(contents: Contents, sections: Sequence[Section]) -> dict[str, Any]:
       sections: of its leaderboard, in the order of its groups.
 
     Returns:
-      `pool`; `episodes`, whether rows have their lists of episodes; and `sections`,
-      each with `agents`, `tasks`, `updates` and `cells` by "agent.task".
+      `episodes`, whether rows have their lists of episodes; `fields` of a row; `pool`
+      of values; and `sections`, each with `agents`, `tasks`, `units`, `updates` and
+      `cells` by "agent.task".  A cell has its `mean` with the ends of the interval,
+      `noise`, `shared`, a place in the pool for every field or -1, the `steps` of its
+      evaluations, and `runs`: lists of seed, place of the run's name in the pool,
+      state, value, what `_summary` says, `_curve`, and the fields that are not shared.
     """
     by_run: dict[_RunKey, list[Row]] = defaultdict(list)
     for row in contents.rows:
@@ -60,11 +64,13 @@ def encode(contents: Contents, sections: Sequence[Section]) -> dict[str, Any]:
         by_run[row.run_id, cell, row.seed].append(row)
     counted = [r.row for group in contents.groups for r in group.runs if r.row]
     episodes = _size_of_episodes(counted) <= EPISODES_BYTES
+    fields = [name for name in FIELDS if episodes or name not in EPISODE_FIELDS]
     pool = Pool()
     return {
         "episodes": episodes,
+        "fields": fields,
         "sections": [
-            _section(group, section, by_run, pool, episodes)
+            _section(group, section, by_run, pool, fields)
             for group, section in zip(contents.groups, sections, strict=True)
         ],
         "pool": pool.to_json(),
@@ -81,7 +87,7 @@ def _section(
     section: Section,
     by_run: Mapping[_RunKey, list[Row]],
     pool: Pool,
-    episodes: bool,
+    fields: Sequence[str],
 ) -> dict[str, Any]:
     runs: dict[CellKey, list[Run]] = defaultdict(list)
     for run in group.runs:
@@ -93,7 +99,7 @@ def _section(
             own = runs[CellKey(entry.agent, entry.setting, cell.task)]
             if own:
                 cells[f"{i}.{j}"] = _cell(
-                    group, cell, own, by_run, slopes[cell.task], pool, episodes
+                    group, cell, own, by_run, slopes[cell.task], pool, fields
                 )
     return {
         "agents": [entry.label for entry in section.entries],
@@ -111,33 +117,36 @@ def _cell(
     by_run: Mapping[_RunKey, list[Row]],
     slope: float | None,
     pool: Pool,
-    episodes: bool,
+    fields: Sequence[str],
 ) -> dict[str, Any]:
-    names = [name for name in FIELDS if episodes or name not in EPISODE_FIELDS]
     rows = [run.row for run in runs if run.row is not None]
-    shared = {
-        name: pool.number(getattr(rows[0], name))
-        for name in names
+    shared = [
+        pool.number(getattr(rows[0], name))
         if rows and all(getattr(r, name) == getattr(rows[0], name) for r in rows)
-    }
-    own_names = [name for name in names if name not in shared]
+        else -1
+        for name in fields
+    ]
+    own = [name for name, place in zip(fields, shared, strict=True) if place < 0]
+    evaluations = [by_run[run.run_id, run.cell, run.seed] for run in runs]
+    steps = sorted({row.step for found in evaluations for row in found})
     return {
         "mean": [cell.mean.value, cell.mean.low, cell.mean.high] if cell.mean else None,
-        "noise": getattr(cell, "episode_share", None),
+        "noise": cell.episode_share,
         "shared": shared,
+        "steps": steps,
         "runs": [
-            {
-                "seed": run.seed,
-                "run": pool.number(run.run_id),
-                "state": _state(run),
-                "value": _rounded(group.value(cell.task, run.row) if run.row else None),
-                "episodes": _summary(run.row),
-                "curve": _curve(
-                    group, run, by_run[run.run_id, run.cell, run.seed], slope
-                ),
-                "row": _plain(run.row, own_names),
-            }
-            for run in sorted(runs, key=lambda run: run.seed)
+            [
+                run.seed,
+                pool.number(run.run_id),
+                _state(run),
+                _rounded(group.value(cell.task, run.row) if run.row else None, 5),
+                _summary(run.row),
+                _curve(group, run, found, steps, slope),
+                None if run.row is None else _plain(run.row, own),
+            ]
+            for run, found in sorted(
+                zip(runs, evaluations, strict=True), key=lambda item: item[0].seed
+            )
         ],
     }
 
@@ -150,10 +159,8 @@ def _state(run: Run) -> str:
     return "diverged" if run.diverged else "ok"
 
 
-def _plain(row: Row | None, names: Iterable[str]) -> dict[str, Any] | None:
-    if row is None:
-        return None
-    return json.loads(strict_json({name: getattr(row, name) for name in names}))
+def _plain(row: Row, names: Iterable[str]) -> list[Any]:
+    return json.loads(strict_json([getattr(row, name) for name in names]))
 
 
 def _summary(row: Row | None) -> list[float | None] | None:
@@ -163,12 +170,15 @@ def _summary(row: Row | None) -> list[float | None] | None:
     values = row.returns
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     found = [math.fsum(values) / len(values), deviation, min(values), max(values)]
-    return [len(values), *map(_rounded, found)]
+    return [len(values), *(_rounded(value, 5) for value in found)]
 
 
-def _rounded(value: float | None) -> float | None:
-    """Five digits, enough to draw and to read."""
-    return None if value is None else float(f"{value:.5g}")
+def _rounded(value: float | None, digits: int) -> float | int | None:
+    """Significant digits enough to draw and to read; whole numbers without a point."""
+    if value is None:
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def _slope(group: Group, task: str) -> float | None:
@@ -191,15 +201,20 @@ def _slope(group: Group, task: str) -> float | None:
 
 
 def _curve(
-    group: Group, run: Run, rows: Iterable[Row], slope: float | None
-) -> list[list[float | None]]:
-    """Steps, values, and half the width of a 95 % interval over the episodes."""
-    found: list[list[float | None]] = []
-    for row in sorted(rows, key=lambda row: row.step):
+    group: Group,
+    run: Run,
+    rows: Iterable[Row],
+    steps: Sequence[int],
+    slope: float | None,
+) -> list[float | None]:
+    """By step: value, and half the width of a 95 % interval over the episodes."""
+    found: dict[int, tuple[float | None, float | None]] = {}
+    for row in rows:
         value = group.value(run.cell.task, row) if row.status != "failed" else None
         if value is not None:
-            found.append([row.step, _rounded(value), _half_width(row, slope)])
-    return found
+            half = _half_width(row, slope)
+            found[row.step] = (_rounded(value, 4), _rounded(half, 2))
+    return [part for step in steps for part in found.get(step, (None, None))]
 
 
 def _half_width(row: Row, slope: float | None) -> float | None:
@@ -208,4 +223,4 @@ def _half_width(row: Row, slope: float | None) -> float | None:
     if slope is None or len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(f"{abs(slope) * 1.96 * error:.3g}")
+    return abs(slope) * 1.96 * error

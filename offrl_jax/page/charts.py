@@ -19,6 +19,8 @@ WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
 """Margins of the plotting area inside of `WIDTH` x `HEIGHT`."""
 _LABEL_HEIGHT, _CHARACTER = 13, 6.1  # of the text beside a point, in units of the box
+NAME = 26
+"""Characters of a name beside a point; longer ones are cut, and whole in the table."""
 _LOG_SPAN = 4.0  # costs that differ by more are drawn on a logarithmic axis
 
 
@@ -82,6 +84,7 @@ class Dot:
     y: float
     low: float | None
     high: float | None
+    name: str
     name_x: float
     name_y: float
     anchor: str
@@ -153,7 +156,11 @@ def _line(
 ) -> Line:
     places = [(x(at), y(bounds.value)) for at, bounds in points]
     ends = [(x(at), b.low, b.high) for at, b in points]
-    known = [(at, y(low), y(high)) for at, low, high in ends if low is not None]
+    known = [
+        (at, y(low), y(high))
+        for at, low, high in ends
+        if low is not None and high is not None
+    ]
     band = ""
     if len(known) == len(points) > 1:
         upper = [(at, high) for at, _, high in known]
@@ -260,6 +267,7 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
             y=y(iqm.value),
             low=None if iqm.low is None else y(iqm.low),
             high=None if iqm.high is None else y(iqm.high),
+            name=_cut(label),
             name_x=0,
             name_y=0,
             anchor="start",
@@ -267,7 +275,7 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
         for label, seconds, iqm in found
         if seconds is not None
     ]
-    names = {numbers[label]: len(label) * _CHARACTER for label, _, _ in found}
+    widths = {dot.agent: len(dot.name) * _CHARACTER for dot in dots}
     return Dots(
         title="Score against cost",
         about="Up is better, left is cheaper. Seconds of one device for one run, as "
@@ -276,8 +284,13 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
         y_label="IQM",
         x_ticks=_axis(x, log_ticks(left, right) if log else ticks(left, right)),
         y_ticks=_axis(y, ticks(low, high)),
-        dots=tuple(place_names(dots, names)),
+        dots=tuple(place_names(dots, widths)),
     )
+
+
+def _cut(label: str) -> str:
+    name = text.printable(label)
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 def place_names(dots: Sequence[Dot], widths: Mapping[int, float]) -> list[Dot]:

@@ -10,25 +10,26 @@ from pathlib import Path
 
 import jinja2
 
-from offrl_jax.version import __version__
 from offrl_jax.leaderboard import board, progress, text
 from offrl_jax.leaderboard.sections import read_contents
 from offrl_jax.page import charts
 from offrl_jax.page.cells import encode
 from offrl_jax.page.view import look_numbers, section_view
+from offrl_jax.version import __version__
 
 
-def render(folder: Path, *, live: bool = False) -> str:
+def render(folder: Path, *, pool_protocols: bool = False, live: bool = False) -> str:
     """The page of a results folder; the same rows and plan give the same text.
 
     Args:
       folder: of results.
+      pool_protocols: as in `leaderboard.build`.
       live: whether the page asks its server for changes, see `server`.
 
     Raises:
       ResultsError: as `leaderboard.build`.
     """
-    contents = read_contents(folder)
+    contents = read_contents(folder, pool_protocols)
     built = board.of_contents(contents)
     curves, _ = progress.of_contents(contents)
     by_key = {(own.key, own.tuning): own for own in curves}
@@ -53,6 +54,8 @@ def render(folder: Path, *, live: bool = False) -> str:
     return environment.get_template("page.html.jinja").render(
         sections=sections,
         families=sorted({section.family for section in built.sections}),
+        published=built.published,
+        published_heading=text.PUBLISHED,
         messages=[text.printable(message) for message in built.messages],
         how_to_read=text.HOW_TO_READ,
         version=__version__,

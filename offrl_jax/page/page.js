@@ -125,6 +125,18 @@
     return found;
   }
 
+  /** The lists of a cell, see cells.py, with names. */
+  function decode(cell) {
+    const own = data.fields.filter((_, i) => cell.shared[i] < 0);
+    const shared = data.fields.flatMap((name, i) => cell.shared[i] < 0 ? [] : [[name, data.pool[cell.shared[i]]]]);
+    const runs = cell.runs.map(([seed, run, state, value, episodes, points, fields]) => ({
+      seed, run: data.pool[run], state, value, episodes,
+      curve: cell.steps.map((step, i) => [step, points[2 * i], points[2 * i + 1]]).filter(([, place]) => place !== null),
+      row: fields && Object.fromEntries([...shared, ...own.map((name, i) => [name, fields[i]])].sort(([a], [b]) => byWord(a, b))),
+    }));
+    return { ...cell, runs };
+  }
+
   function curves(cell, unit, updates) {
     const runs = cell.runs.filter((run) => run.curve.length);
     const points = runs.flatMap((run) => run.curve);
@@ -162,18 +174,13 @@
     const body = cell.runs.map((run) => {
       const [count, ...rest] = run.episodes ?? [null, null, null, null, null];
       const id = run.row ? run.row.row_id : "-";
-      const values = [run.seed, number(run.value), count ?? "-", ...rest.map(number), id, data.pool[run.run], run.state];
+      const values = [run.seed, number(run.value), count ?? "-", ...rest.map(number), id, run.run, run.state];
       return make("tr", {}, ...values.map((value, i) => make("td", i < 7 ? { class: "number" } : {}, String(value))));
     });
     return make("div", { class: "scroll", tabindex: 0 }, make("table", { class: "runs" },
       make("caption", {}, make("span", {}, "Every run; value is what counts, deviation is over its episodes")),
       make("thead", {}, make("tr", {}, ...head.map((name, i) => make("th", { scope: "col", class: i < 7 ? "number" : "" }, name)))),
       make("tbody", {}, ...body)));
-  }
-
-  function whole(cell, run) {
-    const shared = Object.entries(cell.shared).map(([name, place]) => [name, data.pool[place]]);
-    return Object.fromEntries([...shared, ...Object.entries(run.row)].sort(([a], [b]) => byWord(a, b)));
   }
 
   function rows(cell) {
@@ -183,14 +190,15 @@
       ...found.map((run) => {
         const text = make("pre", {});
         const fold = make("details", {}, make("summary", {}, `seed ${run.seed}: ${run.row.row_id}`), text);
-        fold.addEventListener("toggle", () => { text.textContent ||= JSON.stringify(whole(cell, run), null, 1); });
+        fold.addEventListener("toggle", () => { text.textContent ||= JSON.stringify(run.row, null, 1); });
         return fold;
       }));
   }
 
   function open(section, key) {
-    const known = data.sections[section], cell = known?.cells[key];
-    if (!cell) return;
+    const known = data.sections[section], found = known?.cells[key];
+    if (!found) return;
+    const cell = decode(found);
     const [agent, task] = key.split(".").map(Number);
     const unit = known.units[task];
     $("#detail-title").textContent = `${known.agents[agent]} on ${known.tasks[task]}`;

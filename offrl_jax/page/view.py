@@ -145,7 +145,7 @@ def _agent(
         "gap": number_of(entry.optimality_gap),
         "lead": _lead(entry),
         "runs": text.runs(entry.cells),
-        "noise": _noise(getattr(entry, "episode_share", None)),
+        "noise": _noise(entry.episode_share),
         "cost": Number(
             text.seconds(entry.cost_s),
             "" if entry.cost_s is None else str(entry.cost_s),
