@@ -24,7 +24,7 @@ from test_leaderboard_board import (
 )
 
 from offrl_jax import leaderboard
-from offrl_jax.leaderboard import latex
+from offrl_jax.leaderboard import latex, ranking
 from offrl_jax.leaderboard.model import FEW_SEEDS, Leaderboard, Section
 from offrl_jax.leaderboard.ranking import Bounds
 
@@ -194,7 +194,7 @@ class TestTasks:
     def test_surely_highest(
         self, means: Sequence[Bounds | None], best: int | None
     ) -> None:
-        assert latex.surely_highest(means) == best
+        assert ranking.surely_highest(means) == best
 
     def test_only_the_surely_highest_is_bold(self) -> None:
         section = made(3, 2)

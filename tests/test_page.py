@@ -29,10 +29,8 @@ from offrl_jax import page
 from offrl_jax.cli import _parse
 from offrl_jax.errors import ResultsError, UsageError
 from offrl_jax.leaderboard import text
-from offrl_jax.leaderboard.model import Cell
-from offrl_jax.leaderboard.ranking import Bounds
 from offrl_jax.page import charts
-from offrl_jax.page.view import commands, surely_highest
+from offrl_jax.page.view import commands
 from offrl_jax.results import Row
 
 EVIL = "<script>window.hacked=1</script>\"'><img src=x onerror=hacked=1>"
@@ -332,17 +330,6 @@ class TestCharts:
             for p in paths
         }
         assert ends == {round(e.iqm.value, 0) for e in section.entries if e.iqm}
-
-
-def test_bold_is_surely_the_highest() -> None:
-    def cell(low: float | None, value: float, high: float | None) -> Cell:
-        own = (), (), Bounds(value, low, high), 0, (), (), (), None
-        return Cell("t", *own)
-
-    assert surely_highest([cell(8, 9, 10), cell(1, 2, 7.9)]) == 0
-    assert surely_highest([cell(8, 9, 10), cell(1, 2, 8.1)]) is None
-    assert surely_highest([cell(8, 9, 10), cell(None, 2, None)]) is None
-    assert surely_highest([cell(8, 9, 10)]) is None
 
 
 @pytest.mark.enable_socket

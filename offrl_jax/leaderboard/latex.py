@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from offrl_jax.leaderboard import names, text
 from offrl_jax.leaderboard.model import Entry, Leaderboard, Section
-from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.published import PublishedTable
+from offrl_jax.leaderboard.ranking import Bounds, surely_highest
 from offrl_jax.leaderboard.statistics import REPLICATIONS
 from offrl_jax.results import BEHAVIOUR
 
@@ -81,11 +82,13 @@ def _start(cell: str) -> str:
 
 
 def to_latex(board: Leaderboard) -> str:
-    """Two tables of every section: the ranking, and tasks by agents."""
+    """Two tables of every section: the ranking, and tasks by agents; then published."""
     parts = [_HEADING]
     stems = names.stems(board.sections)
     for section, stem in zip(board.sections, stems, strict=True):
         parts += [*_ranking(section, stem), *_tasks(section, stem)]
+    for number, table in enumerate(board.published, start=1):
+        parts += _published(table, number)
     parts += [f"% {escape(message)}\n" for message in board.messages]
     return "\n".join(parts)
 
@@ -98,23 +101,6 @@ def estimate(bounds: Bounds | None, *, bold: bool = False) -> str:
     value = rf"\mathbf{{{value}}}" if bold else value
     interval = text.interval(bounds)
     return f"${value}_{{{interval}}}$" if interval else f"${value}$"
-
-
-def surely_highest(means: Sequence[Bounds | None]) -> int | None:
-    """Position of the value whose interval lies above all others; None without one.
-
-    A value without an interval is surely neither above nor below another.
-    """
-    known = [(i, bounds) for i, bounds in enumerate(means) if bounds is not None]
-    if len(known) < 2:
-        return None
-    best, highest = max(known, key=lambda item: item[1].value)
-    for i, other in known:
-        if i == best:
-            continue
-        if highest.low is None or other.high is None or other.high >= highest.low:
-            return None
-    return best
 
 
 def _ranking(section: Section, stem: str) -> Iterator[str]:
@@ -178,6 +164,22 @@ class _Block(NamedTuple):
     columns: list[_Column]
     number: str
     first: bool
+
+
+def _published(table: PublishedTable, number: int) -> Iterator[str]:
+    """Numbers of others, in a table of their own."""
+    names_of = ("task", "agent", "spread", "conditions")
+    columns = [
+        _column(
+            "l", name, [escape(getattr(score, name)) or "--" for score in table.scores]
+        )
+        for name in names_of
+    ]
+    scores = _column("r", "score", [f"{score.score:g}" for score in table.scores])
+    caption = escape(f"{table.family}: {text.PUBLISHED}. Source: {table.source}.")
+    yield from _floats(
+        [*columns[:2], scores, *columns[2:]], (), caption, f"published-{number}"
+    )
 
 
 def _blocks(columns: Sequence[_Column]) -> list[_Block]:

@@ -211,3 +211,20 @@ def bounds(interval: statistics.Interval, several: bool) -> Bounds:
     """An interval of scalars, rounded; without ends unless there are `several` runs."""
     value, low, high = (round(float(part), 4) for part in interval)
     return Bounds(value, low, high) if several else Bounds(value, None, None)
+
+
+def surely_highest(means: Sequence[Bounds | None]) -> int | None:
+    """Position of the value whose interval lies above all others; None without one.
+
+    A value without an interval is surely neither above nor below another.
+    """
+    known = [(i, bounds) for i, bounds in enumerate(means) if bounds is not None]
+    if len(known) < 2:
+        return None
+    best, highest = max(known, key=lambda item: item[1].value)
+    for i, other in known:
+        if i == best:
+            continue
+        if highest.low is None or other.high is None or other.high >= highest.low:
+            return None
+    return best

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from offrl_jax.leaderboard import comparisons, text
 from offrl_jax.leaderboard.model import Cell, Entry, Section
 from offrl_jax.leaderboard.progress import Progress
-from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.ranking import Bounds, surely_highest
 from offrl_jax.leaderboard.runs import Run
 from offrl_jax.page import charts
 from offrl_jax.results.rows import strict_json
@@ -182,7 +182,7 @@ def _tasks(section: Section) -> list[dict[str, Any]]:
     found = []
     for j, info in enumerate(section.tasks):
         cells = [entry.cells[j] for entry in section.entries]
-        best = surely_highest(cells)
+        best = surely_highest([cell.mean for cell in cells])
         found.append(
             {
                 "index": j,
@@ -209,18 +209,6 @@ def _share(cell: Cell) -> float | None:
     if cell.mean is None:
         return None
     return round(min(max(cell.mean.value, 0.0), 100.0), 1)
-
-
-def surely_highest(cells: Sequence[Cell]) -> int | None:
-    """The cell whose interval lies above those of all others, if there is one."""
-    means = [(i, cell.mean) for i, cell in enumerate(cells) if cell.mean is not None]
-    if len(means) < 2:
-        return None
-    first, mean = max(means, key=lambda item: item[1].value)
-    others = [m.value if m.high is None else m.high for i, m in means if i != first]
-    if mean.low is None or any(m.high is None for _, m in means):
-        return None
-    return first if mean.low > max(others) else None
 
 
 def _matrix(section: Section, ranked: Sequence[Entry]) -> dict[str, Any] | None:
