@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import RESULTS, USAGE, offrl
+from cli_runner import RESULTS, offrl
 from test_leaderboard_board import TASKS, even, fill, make_row, make_rows
 
 from offrl_jax import leaderboard
@@ -130,10 +130,11 @@ class TestProtocols:
         fill(home / "out", make_rows("iql", even(60.0), seeds=5))
         assert drawn(capsys, "--pool-protocols") == drawn(capsys)
 
-    def test_the_page_pools_nothing(self, home: Path, refused) -> None:
+    def test_the_page_says_so(self, home: Path, capsys: Output) -> None:
         fill(home / "out", self.rows())
-        options = ("--format", "html", "--pool-protocols")
-        refused(USAGE, "is for table, md, csv and json", "leaderboard", "out", *options)
+        said = "asked for: runs of 2 protocols stand together"
+        assert said in drawn(capsys, "--format", "html", "--pool-protocols")
+        assert said not in drawn(capsys, "--format", "html")
 
 
 class TestPublished:
@@ -153,9 +154,10 @@ class TestPublished:
 
     def test_stand_in_tables_of_their_own(self, home: Path, capsys: Output) -> None:
         fill(home / "out", make_rows("iql", even(60.0), seeds=5))
-        before = {f: drawn(capsys, "--format", f) for f in leaderboard.FORMATS}
+        styles = (*leaderboard.FORMATS, "html")
+        before = {style: drawn(capsys, "--format", style) for style in styles}
         self.folder(home, self.TABLE)
-        after = {f: drawn(capsys, "--format", f) for f in leaderboard.FORMATS}
+        after = {style: drawn(capsys, "--format", style) for style in styles}
         assert after["csv"] == before["csv"]
         one, two = json.loads(before["json"]), json.loads(after["json"])
         assert one["sections"] == two["sections"] and one["published"] == []
@@ -170,6 +172,8 @@ class TestPublished:
             "spread": "± 2.1 (s.d., 4 seeds)",
             "conditions": "1e6 updates, best <checkpoint>",
         }
+        assert "published by others, not measured here" in after["html"]
+        assert "best <checkpoint>" not in after["html"]
         for style in ("table", "md"):
             measured, *tables = after[style].split(
                 "classic: published by others, not measured here"
