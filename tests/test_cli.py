@@ -109,7 +109,7 @@ class TestCommandLine:
             ("data", ("list", "prepare", "check", "import", "offrl data --help")),
             ("data improt x", ("improt", "import")),
             ("agents bc iql", ("iql", "offrl agents --help")),
-            ("leaderboard out --format html", ("'html'", "'md'", "'json'")),
+            ("leaderboard out --format pdf", ("'pdf'", "'md'", "'json'")),
             ("data import x --task local/a-v0 --split test", ("'test'", "'val'")),
             ("benchmark quick --seed 3", ("--seed", "--seeds")),
             ("benchmark quick --seeds 1.5", ("--seeds", "'1.5'", "whole number")),

@@ -110,7 +110,7 @@ def shown(within: webdriver.Chrome | WebElement, selector: str) -> list[str]:
 
 def until(driver: webdriver.Chrome, condition: Callable[[], object]) -> None:
     # A page that reloads takes its elements away.
-    WebDriverWait(driver, 20, 0.1, [StaleElementReferenceException]).until(
+    WebDriverWait(driver, 60, 0.1, [StaleElementReferenceException]).until(
         lambda _: condition()
     )
 
