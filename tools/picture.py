@@ -1,7 +1,7 @@
 """A picture of a page, such as README's of the leaderboard; needs Chromium.
 
-  offrl leaderboard results/onpolicy --format html --out /tmp/page.html
-  python tools/picture.py /tmp/page.html docs/figures/leaderboard.png
+offrl leaderboard results/onpolicy --format html --out /tmp/page.html
+python tools/picture.py /tmp/page.html docs/figures/leaderboard.png
 """
 
 from __future__ import annotations
