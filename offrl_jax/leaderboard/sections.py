@@ -108,7 +108,9 @@ def read_contents(folder: Path, pool_protocols: bool = False) -> Contents:
         folder, merge_protocols if pool_protocols else None
     )
     behaviour = behaviour_rows(rows)
-    budget = tuning_budget(rows)
+    # Of several experiments below a folder, one's tuning says nothing of another's.
+    alone = plan_path(folder).parent.joinpath("rows").is_dir()
+    budget = tuning_budget(rows) if alone else {}
     groups: dict[tuple[SectionKey, str], list[Run]] = defaultdict(list)
     for run, tuning in zip(runs, _tuning(runs), strict=True):
         groups[run.section, tuning].append(run)
@@ -284,14 +286,15 @@ def warnings(group: Group) -> tuple[str, ...]:
     configs, datasets = defaultdict(set), defaultdict(set)
     hypers, seeds = defaultdict(set), defaultdict(set)
     for run in runs:
-        configs[run.cell.agent].add(run.config)
+        configs[run.cell[:2]].add(run.config)
         hypers[run.cell].add(run.hyper)
         seeds[run.cell.agent].add(run.seed)
         if run.row is not None:
             datasets[run.cell.task].add(run.dataset)
     found += [
-        f"{agent}: runs of {len(several)} different structures under one label"
-        for agent, several in sorted(configs.items())
+        f"{group.labels[line]}: runs of {len(several)} different structures under one "
+        "label"
+        for line, several in sorted(configs.items())
         if len(several) > 1
     ]
     found += [

@@ -89,6 +89,11 @@ class _Page:
 def _handler(page: _Page) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            # A site whose name was made to lead here asks for that name.
+            host = self.headers.get("Host", "").rpartition(":")[0]
+            if host not in (HOST, "localhost"):
+                self._send(HTTPStatus.FORBIDDEN, "text/plain", "this machine alone")
+                return
             path = self.path.partition("?")[0]
             if path == "/":
                 status, content = _answer(page.draw)
