@@ -162,10 +162,11 @@ def _scored(task: Task) -> str:
 
 def plan(seen: Overview) -> None:
     """The populations that a suite would train, in their order."""
+    from offrl_jax.benchmark.memory import in_words
     from offrl_jax.benchmark.progress import duration
 
     console = _console()
-    right = ("settings", "runs", "updates", "devices", "GiB", "done", "time")
+    right = ("settings", "runs", "updates", "devices", "memory", "done", "time")
     table = _table("agent", "tasks", "seeds", *right, right=right)
     for each in seen.populations:
         job = each.job
@@ -180,7 +181,7 @@ def plan(seen: Overview) -> None:
             str(len(job.members)),
             " + ".join(f"{one:,}" for one in job.phase_updates.values()),
             str(job.split["devices"]),
-            "unknown" if each.bytes is None else f"{each.bytes / 2**30:.2f}",
+            "unknown" if each.bytes is None else in_words(each.bytes),
             f"{100 * each.done:.0f}%",
             "unknown" if each.seconds is None else duration(each.seconds),
         )
@@ -190,7 +191,7 @@ def plan(seen: Overview) -> None:
     for line in seen.said:
         console.print(line)
     whose = "in all" if seen.shared else "per device"
-    limit = "unknown" if seen.memory is None else f"{seen.memory / 2**30:.2f} GiB"
+    limit = "unknown" if seen.memory is None else in_words(seen.memory)
     console.print(f"devices: {seen.device}; memory to use {whose}: {limit}")
     known = [one.seconds for one in seen.populations if one.seconds is not None]
     unknown = len(seen.populations) - len(known)

@@ -183,6 +183,13 @@ def table_bytes(tasks: Sequence[LoadedTask]) -> int:
     return _FLOAT * (total + sum(observed.values()))
 
 
+def in_words(size: int) -> str:
+    """Bytes for people: 13 MiB, 1.5 GiB."""
+    if size < GIB:
+        return f"{max(1, round(size / 2**20))} MiB"
+    return f"{size / GIB:.1f} GiB"
+
+
 def tree_bytes(tree: Any) -> int:
     """Bytes of a tree of arrays or of shapes."""
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
@@ -248,8 +255,8 @@ def device_memory(devices: Sequence[Any], given_gib: float | None) -> Memory | N
     if shared:
         found = available_bytes()
     else:
-        limits = [(each.memory_stats() or {}).get("bytes_limit") for each in devices]
-        found = None if None in limits else min(limits)
+        limits = [(each.memory_stats() or {}).get("bytes_limit", 0) for each in devices]
+        found = min(limits) or None
     return None if found is None else Memory(int(SAFE_SHARE * found), shared)
 
 
@@ -326,13 +333,14 @@ class Estimates:
         need, devices = self.need(job), job.split["devices"]
         found = most_members(need, self.memory, devices, members)
         if found == 0:
-            what = needed(need, 1, 1, self.memory.shared) / GIB
+            what = in_words(needed(need, 1, 1, self.memory.shared))
+            there = in_words(self.memory.bytes)
             where = "the machine" if self.memory.shared else "a device"
             raise UsageError(
-                f"{job.agent} on {job.members[0].task} needs about {what:.2f} GiB for "
-                f"a single run and {where} has {self.memory.bytes / GIB:.2f} GiB to "
-                "spare: make batch_size, hidden or its samples smaller, leave it out "
-                "with --agents, or say --memory GIB if you know better"
+                f"{job.agent} on {job.members[0].task} needs about {what} for a single "
+                f"run and {where} has {there} to spare: make batch_size, hidden or its "
+                "samples smaller, leave it out with --agents, or say --memory GIB if "
+                "you know better"
             )
         return found
 

@@ -112,7 +112,7 @@ class Progress:
             self._all = self._bars.add_task(
                 f"0 of {len(work)} jobs",
                 total=total,
-                completed=finished + sum(each.done for each in work.values()),
+                completed=round(finished + sum(each.done for each in work.values())),
                 note="",
                 left="",
             )
