@@ -42,6 +42,8 @@ GIB = 2**30
 _FLOAT = 4
 _SIMULATOR = 500_000
 """Bytes of one episode in a simulator on the host."""
+_HOST_STATES = 4
+"""Copies of a member's state on the host while a checkpoint is written."""
 _HOST_TABLES = 2
 """Copies of the data on the host while they are prepared."""
 
@@ -149,7 +151,7 @@ def estimate(job: Job, tasks: Mapping[str, LoadedTask]) -> Need:
         2 * own + round(TEMPORARIES * acting),
     )
     simulators = episodes * _SIMULATOR if simulated else 0
-    return Need(table_bytes(loaded), member, 2 * own + simulators)
+    return Need(table_bytes(loaded), member, _HOST_STATES * own + simulators)
 
 
 def _shape(*lengths: int, dtype: Any = jnp.float32) -> Any:
