@@ -226,7 +226,7 @@ def _online_task(task_id: str) -> Task:
     )
 
 
-def _load_online(task: Task) -> LoadedTask:
+def _without_data(task: Task) -> LoadedTask:
     """The task with the data it has: no transitions."""
     obs = np.zeros((0, task.spec.obs_dim), np.float32)
     action, flags = np.zeros((0, task.spec.action_dim), np.float32), np.zeros(0, bool)
@@ -388,13 +388,35 @@ def load_task(
     task = get_task(task_id, store)
     tell = progress or (lambda message: None)
     if task.family == ONLINE:
-        return _load_online(task)
+        return _without_data(task)
     if task.family == "classic":
         _generate(task, store, tell)
     elif task.family == "minari":
         _convert(task, store, tell)
     if not store.has(task_id):
         raise DataError(_absent(task_id, store))
+    return _load_stored(task, store)
+
+
+def peek_task(task_id: str, store: Store) -> LoadedTask:
+    """A task with the data that the store has of it, none perhaps; makes nothing.
+
+    Raises:
+      UsageError: no such task.
+      DataError: a `minari/` or `local/` dataset that is absent, or damaged data.
+    """
+    task = get_task(task_id, store)
+    known = task.family != ONLINE and store.has(task_id)
+    return _load_stored(task, store) if known else _without_data(task)
+
+
+def _load_stored(task: Task, store: Store) -> LoadedTask:
+    """The task with its stored data.
+
+    Raises:
+      DataError: they are damaged, or of other dimensions than the task.
+    """
+    task_id = task.id
     record = store.record(task_id)
     if (record.obs_dim, record.action_dim) != (task.spec.obs_dim, task.spec.action_dim):
         raise DataError(

@@ -30,10 +30,14 @@ _NOT_TRAINING = frozenset(
         "version.py",
         "benchmark/__init__.py",
         "benchmark/checkpoints.py",
+        "benchmark/memory.py",
+        "benchmark/overview.py",
         "benchmark/planning.py",
         "benchmark/progress.py",
         "benchmark/provenance.py",
         "benchmark/runner.py",
+        "benchmark/speeds.py",
+        "benchmark/splitting.py",
         "benchmark/suites.py",
     }
 )

@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from offrl_jax.benchmark import provenance
+from offrl_jax.benchmark import provenance, speeds
 from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
-from offrl_jax.benchmark.planning import (
-    Split,
-    agent_labels,
-    check_request,
-    plan_missing,
-    wanted_jobs,
+from offrl_jax.benchmark.overview import (
+    Limits,
+    Overview,
+    Planner,
+    env_of,
+    member_updates,
+    overview,
+    speed_table,
+    work,
 )
+from offrl_jax.benchmark.planning import agent_labels, check_request
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.suites import Suite
 from offrl_jax.catalogue import (
@@ -33,6 +36,7 @@ from offrl_jax.catalogue import (
     is_present,
     load_task,
     normalised_score,
+    peek_task,
 )
 from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
@@ -50,6 +54,8 @@ from offrl_jax.results import (
     try_lock,
     write_plan,
 )
+
+NO_LIMITS = Limits()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +209,7 @@ def run_suite(
     progress: Progress,
     *,
     skip_missing: bool = False,
-    max_parallel: int | None = None,
+    limits: Limits = NO_LIMITS,
     overrides: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Runs what is missing of `suite` in the results folder `folder`.
@@ -214,7 +220,7 @@ def run_suite(
       folder: of results; created if need be.
       progress: entered already.
       skip_missing: leave out tasks whose data is absent, instead of refusing.
-      max_parallel: largest number of members in one population.
+      limits: of populations.
       overrides: settings for every agent, as strings (`--set`).
 
     Raises:
@@ -222,15 +228,14 @@ def run_suite(
     """
     agent_labels(suite)  # an unknown agent is told before absent data
     found = find_tasks(suite, store, progress.say, skip_missing)
-    families = [task.family for task in found]
-    check_request(suite, families, overrides or {}, max_parallel)
+    _check(suite, found, limits, overrides)
     tasks = [_load(task.id, store, progress) for task in found]
-    devices = jax.local_devices()
-    split = Split(len(devices), devices[0].platform, max_parallel)
-    wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
+    planner = Planner(suite, tasks, limits, overrides)
+    # Memory is estimated before the lock is taken, for that takes a while.
+    planner.plan(read_plan(folder), read_rows(folder, _silent), _silent)
     with lock(lock_path(folder, "plan")):
         rows = read_rows(folder, progress.say)
-        plan, jobs = plan_missing(wanted, read_plan(folder), rows, progress.say)
+        plan, jobs = planner.plan(read_plan(folder), rows, progress.say)
         write_plan(folder, plan)
         for task in tasks:
             if is_online(task.task.id):
@@ -239,16 +244,81 @@ def run_suite(
             with RowFile(row_path(folder, row.run_id), progress.say) as file:
                 if row.key not in file.row_ids:
                     file.append(row)
-    by_id = {task.task.id: task for task in tasks}
+    by_id = dict(planner.tasks)
     for name in {task for job in jobs for task in job.datasets} - set(by_id):
         # A job that was begun is finished whole, tasks that are not asked for included.
         by_id[name] = _load(name, store, progress)
-    asked = sum(len(job.members) for job in wanted)
+    asked = sum(len(job.members) for job in planner.wanted)
     open_runs = sum(len(job.members) for job in jobs)
+    amounts = {job.run_id: work(job, folder) for job in jobs}
+    everything = member_updates(planner.wanted)
+    finished = everything - sum(amount.total for amount in amounts.values())
+    progress.begin_jobs(amounts, max(0.0, finished))
     with _stop_on_interrupt(progress) as stop:
-        return _run_jobs(
+        outcome = _run_jobs(
             jobs, by_id, folder, progress, stop, already=max(0, asked - open_runs)
         )
+    if outcome.ran:
+        ids = {job.run_id for job in jobs}
+        new = [row for row in read_rows(folder, _silent) if row.run_id in ids]
+        speeds.keep(speed_table(), speeds.of_rows(new, env_of(by_id)))
+    return outcome
+
+
+def look_ahead(
+    suite: Suite,
+    store: Store,
+    folder: Path,
+    *,
+    skip_missing: bool = False,
+    limits: Limits = NO_LIMITS,
+    overrides: Mapping[str, str] | None = None,
+) -> Overview:
+    """What `run_suite` would do; makes no data and writes nothing.
+
+    Args:
+      suite: what is asked for.
+      store: of datasets; a task whose data are not there yet is planned without.
+      folder: of results; need not exist.
+      skip_missing: as in `run_suite`.
+      limits: of populations.
+      overrides: as in `run_suite`.
+
+    Raises:
+      OffrlError: as `run_suite`.
+    """
+    agent_labels(suite)
+    said: list[str] = []
+    found = find_tasks(suite, store, said.append, skip_missing)
+    _check(suite, found, limits, overrides)
+    tasks = [peek_task(task.id, store) for task in found]
+    waiting = [one.task.id for one in tasks if _is_to_be_made(one)]
+    if waiting:
+        said.append(
+            f"data made on use, not counted in the memory: {', '.join(waiting)}"
+        )
+    planner = Planner(suite, tasks, limits, overrides)
+    rows = read_rows(folder, said.append)
+    seen = overview(suite, planner, read_plan(folder), rows, folder)
+    return dataclasses.replace(seen, said=(*said, *seen.said))
+
+
+def _is_to_be_made(task: LoadedTask) -> bool:
+    return task.dataset_hash is None and not is_online(task.task.id)
+
+
+def _check(
+    suite: Suite,
+    found: Sequence[Task],
+    limits: Limits,
+    overrides: Mapping[str, str] | None,
+) -> None:
+    families = [task.family for task in found]
+    check_request(suite, families, overrides or {}, limits.max_parallel, limits.waves)
+
+
+def _silent(line: str) -> None:
+    """Takes messages that were or will be told."""
 
 
 def _run_jobs(
@@ -262,22 +332,23 @@ def _run_jobs(
     failed: list[str] = []
     busy: list[str] = []
     ran = 0
-    if jobs:
-        progress.begin_all("all", len(jobs))
     for job in jobs:
         with try_lock(lock_path(folder, job.run_id)) as held:
             if not held:
                 progress.say(f"{job.run_id}: another process is working on it")
                 busy.append(job.run_id)
+                progress.end_job(job.run_id)
                 continue
+            progress.begin_job(job.run_id)
             try:
                 run_job(job, by_id, folder, progress, stop)
             except Stopped:
                 return Outcome(ran, already, tuple(failed), tuple(busy), True)
             except JobFailed as error:
-                failed.append(f"{job.run_id}: {error}; try a smaller --max-parallel")
-                progress.end(failed[-1])
+                failed.append(f"{job.run_id}: {error}")
+                progress.say(failed[-1])
+                progress.end_job(job.run_id)
                 continue
         ran += 1
-        progress.advance_all(1)
+        progress.end_job(job.run_id)
     return Outcome(ran, already, tuple(failed), tuple(busy), False)

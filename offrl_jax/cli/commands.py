@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg, subcommand
 from offrl_jax.cli.compare_command import Compare
 from offrl_jax.cli.data_commands import Data
 from offrl_jax.cli.figures_command import Figures
-from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
+from offrl_jax.cli.options import Amount, Count, DataDir, Folder, Name, Names, Settings
 from offrl_jax.cli.running import (
     default_suite,
     open_store,
@@ -24,6 +24,7 @@ from offrl_jax.cli.running import (
     run_and_draw,
     show,
     show_final_metrics,
+    show_plan,
     tell,
     tell_some,
     write,
@@ -58,7 +59,16 @@ class Benchmark:
     results: Folder = None
     """Results folder. Default: results/SUITE."""
     max_parallel: Count = None
-    """Largest number of runs in one compiled program. Default: all that fit a shape."""
+    """Largest number of runs in one compiled program. Default: all of one shape that
+    fit into memory."""
+    waves: Annotated[int, arg(metavar="N")] = 1
+    """Train the seeds in N groups, every agent's first group before any second one: a
+    leaderboard of all agents exists early."""
+    memory: Amount = None
+    """GiB that a program may use on each device, on a CPU in all. Default: most of what
+    is free."""
+    plan: bool = False
+    """Only show what would be run, with memory and time. Writes nothing."""
     skip_missing: bool = False
     """Leave out tasks whose data is absent, instead of refusing."""
     data_dir: DataDir = None
@@ -66,6 +76,7 @@ class Benchmark:
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
         from offrl_jax.benchmark.jax_settings import configure_jax
+        from offrl_jax.benchmark.overview import Limits
         from offrl_jax.benchmark.suites import load_suite
 
         configure_jax()
@@ -82,11 +93,14 @@ class Benchmark:
                 raise UsageError(f"--{name} needs at least one name")
         suite = dataclasses.replace(suite, **changes)
         folder = self.results or Path("results") / suite.name
+        limits = Limits(self.max_parallel, self.waves, self.memory)
+        if self.plan:
+            return show_plan(suite, folder, self.data_dir, limits, self.skip_missing)
         return run_and_draw(
             suite,
             folder,
             self.data_dir,
-            max_parallel=self.max_parallel,
+            limits=limits,
             skip_missing=self.skip_missing,
         )
 
@@ -119,11 +133,15 @@ class Run:
     """Points of the learning curve."""
     max_parallel: Count = None
     """Largest number of runs in one compiled program."""
+    memory: Amount = None
+    """GiB that a program may use on each device, on a CPU in all. Default: most of what
+    is free."""
     data_dir: DataDir = None
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
         from offrl_jax.benchmark.jax_settings import configure_jax
+        from offrl_jax.benchmark.overview import Limits
         from offrl_jax.benchmark.suites import Protocol, Suite
 
         configure_jax()
@@ -142,7 +160,7 @@ class Run:
             suite,
             self.results,
             self.data_dir,
-            max_parallel=self.max_parallel,
+            limits=Limits(self.max_parallel, memory_gib=self.memory),
             overrides=parse_settings(self.set),
         )
         if code == 0:

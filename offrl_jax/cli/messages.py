@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 
 _NOT_WHOLE = r"\1 is not a whole number"
+_NO_NUMBER = r"\1 is not a number"
 _PLAINER = (
     (r"invalid literal for int\(\) with base 10: ('.*')", _NOT_WHOLE),
     (r"no type matching .*INT could be instantiated from \[('.*')\]", _NOT_WHOLE),
+    (r"no type matching .*FLOAT could be instantiated from \[('.*')\]", _NO_NUMBER),
     (r"'None', |, 'None'", ""),
     (r"Expected 1 values", "Expected one value"),
 )
-"""What tyro says, as patterns, and how a person would; its numbers are all whole."""
+"""What tyro says, as patterns, and how a person would."""
 
 
 def one_line(box: str, arguments: Sequence[str]) -> str:

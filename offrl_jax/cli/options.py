@@ -9,6 +9,7 @@ from tyro.conf import UseAppendAction, arg
 
 # A hint of "" hides tyro's "(default: None)": the text says what happens without it.
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Amount = Annotated[float | None, arg(metavar="GIB", help_behavior_hint="")]
 Names = Annotated[
     tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")
 ]

@@ -55,9 +55,10 @@ def encode(contents: Contents, sections: Sequence[Section]) -> dict[str, Any]:
       `episodes`, whether rows have their lists of episodes; `fields` of a row; `pool`
       of values; and `sections`, each with `agents`, `tasks`, `units`, `updates`,
       `steps` and `cells` by "agent.task".  A cell has its `mean` with the ends of the
-      interval, `noise`, `shared`, a place in the pool for every field or -1, the `steps` of its
-      evaluations, and `runs`: lists of seed, place of the run's name in the pool,
-      state, value, what `_summary` says, `_curve`, and the fields that are not shared.
+      interval, `noise`, `shared`, a place in the pool for every field or -1, the
+      `steps` of its evaluations, and `runs`: lists of seed, place of the run's name in
+      the pool, state, value, what `_summary` says, `_curve`, and the fields that are
+      not shared.
     """
     by_run: dict[_RunKey, list[Row]] = defaultdict(list)
     for row in contents.rows:
