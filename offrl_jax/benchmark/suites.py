@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from offrl_jax.benchmark.search import drawn_settings
 from offrl_jax.errors import UsageError, unknown_name
 
 ALL_AGENTS = "*"
@@ -157,6 +158,7 @@ _KINDS = {
     "agents": list,
     "settings": dict,
     "grids": dict,
+    "search": dict,
     "protocol": dict,
     "seeds": int,
     "updates": int,
@@ -173,17 +175,24 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
     table = {"name": path.stem, "description": "", "preset": "", **table}
     fields = {field.name for field in dataclasses.fields(Suite)}
     for name, value in table.items():
-        if name not in fields | {"grids"}:
-            raise unknown_name(f"entry in suite file {path}:", name, fields)
+        if name not in _KINDS:
+            raise unknown_name(f"entry in suite file {path}:", name, _KINDS)
         kind = _KINDS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UsageError(
                 f"suite file {path}: '{name}' must be of type {kind.__name__}, "
                 f"got {value!r}"
             )
-    if "grids" in table:
-        table["settings"] = _with_grids(path, table)
-        del table["grids"]
+    for agent, named in table.get("settings", {}).items():
+        if not _is_table_of_tables(named):
+            raise UsageError(
+                f"suite file {path}: [settings.{agent}] must hold tables, one for "
+                f"each setting to be run, such as [settings.{agent}.mine]"
+            )
+    if {"grids", "search"} & set(table):
+        table["settings"] = _all_settings(path, table)
+        table.pop("grids", None)
+        table.pop("search", None)
     optional = {"settings", "protocol", "pretraining_updates", "role", "first_seed"}
     missing = fields - set(table) - optional
     if missing:
@@ -204,46 +213,56 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
                 raise UsageError(
                     f"suite file {path}: {entry!r} is no name of anything in '{name}'"
                 )
-    for agent, named in table.get("settings", {}).items():
-        if not _is_table_of_tables(named):
-            raise UsageError(
-                f"suite file {path}: [settings.{agent}] must hold tables, one for "
-                f"each setting to be run, such as [settings.{agent}.mine]"
-            )
     lists = {name: tuple(table.pop(name)) for name in ("tasks", "agents")}
     return Suite(protocol=Protocol(**protocol), **lists, **table)
 
 
-def _with_grids(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a suite file, and those that its grids stand for.
+def _all_settings(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a suite file, and those of its grids and searches.
 
     `[grids.AGENT.NAME]` holds a list of alternatives per entry; every combination is a
-    setting, called NAME and after the entries that have several.
+    setting, called NAME and after the entries that have several.  `[search.AGENT.NAME]`
+    is explained by `search`.
     """
     settings = {
         agent: dict(named) for agent, named in table.get("settings", {}).items()
     }
-    for agent, grids in table["grids"].items():
-        if not _is_table_of_tables(grids):
-            raise UsageError(
-                f"suite file {path}: [grids.{agent}] must hold tables, such as "
-                f"[grids.{agent}.mine]"
-            )
-        for title, grid in grids.items():
-            for entry, values in grid.items():
-                if not isinstance(values, list) or not values:
-                    raise UsageError(
-                        f"suite file {path}: '{entry}' of [grids.{agent}.{title}] must "
-                        f"be a list of alternatives, got {values!r}"
-                    )
-            for chosen in itertools.product(*grid.values()):
-                values = dict(zip(grid, chosen, strict=True))
-                varied = [f"{k}={v}" for k, v in values.items() if len(grid[k]) > 1]
-                name = ",".join([title, *varied])
-                if name in settings.setdefault(agent, {}):
-                    raise UsageError(f"suite file {path}: two settings '{name}'")
-                settings[agent][name] = values
+    for kind, expanded in (("grids", _combinations), ("search", drawn_settings)):
+        for agent, named in table.get(kind, {}).items():
+            if not _is_table_of_tables(named):
+                raise UsageError(
+                    f"suite file {path}: [{kind}.{agent}] must hold tables, such as "
+                    f"[{kind}.{agent}.mine]"
+                )
+            own = settings.setdefault(agent, {})
+            for title, inner in named.items():
+                where = f"[{kind}.{agent}.{title}] in suite file {path}"
+                for name, values in expanded(where, agent, title, inner).items():
+                    if name in own:
+                        raise UsageError(f"suite file {path}: two settings '{name}'")
+                    own[name] = values
     return settings
+
+
+def _combinations(
+    where: str, agent: str, title: str, grid: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The settings of one grid, by name."""
+    del agent
+    for entry, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(
+                f"'{entry}' of {where} must be a list of alternatives, got {values!r}"
+            )
+    found: dict[str, dict[str, Any]] = {}
+    for chosen in itertools.product(*grid.values()):
+        values = dict(zip(grid, chosen, strict=True))
+        varied = [f"{k}={v}" for k, v in values.items() if len(grid[k]) > 1]
+        name = ",".join([title, *varied])
+        if name in found:
+            raise UsageError(f"{where}: two settings '{name}'")
+        found[name] = values
+    return found
 
 
 def _is_table_of_tables(value: object) -> bool:
