@@ -15,6 +15,7 @@ from typing import Any
 
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
+from offrl_jax.benchmark.rules import Choice
 from offrl_jax.benchmark.suites import ALL_AGENTS, Suite
 from offrl_jax.catalogue import LoadedTask, is_online
 from offrl_jax.datasets import transforms
@@ -189,6 +190,7 @@ def wanted_jobs(
     split: Split,
     source_hash: str,
     overrides: Mapping[str, str] | None = None,
+    choices: Mapping[str, Choice] | None = None,
 ) -> list[Job]:
     """Every run that the suite asks for, as jobs of the largest possible populations.
 
@@ -198,6 +200,7 @@ def wanted_jobs(
       split: devices.
       source_hash: of the package.
       overrides: settings of the command line (`--set`), for every agent.
+      choices: by label, what the suite's selection chose.
 
     Raises:
       UsageError: an unknown agent, preset or setting, or a setting of the wrong type.
@@ -209,7 +212,15 @@ def wanted_jobs(
         settings = suite.settings.get(base, {DEFAULT_SETTING: {}})
         # One compiled program holds one environment that it learns in.
         groups: dict[tuple[Any, Spec, str | None], list[Member]] = {}
+        protocol, choice = (
+            dataclasses.asdict(suite.protocol),
+            (choices or {}).get(label),
+        )
+        if choice is not None:
+            protocol["selection"] = dict(choice.record)
         for task in tasks:
+            if choice is not None and choice.values:
+                settings = {choice.setting: choice.values[task.task.id]}
             for setting, values in settings.items():
                 config, hyper = resolve(
                     entry,
@@ -260,7 +271,7 @@ def wanted_jobs(
                         eval_steps=evaluation_steps(
                             updates, suite.protocol.evaluations, stride
                         ),
-                        protocol=dataclasses.asdict(suite.protocol),
+                        protocol=protocol,
                         split=dataclasses.asdict(split)
                         | {"devices": fewest_devices(len(members), split.devices)},
                         source_hash=source_hash,

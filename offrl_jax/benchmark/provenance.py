@@ -33,7 +33,10 @@ _NOT_TRAINING = frozenset(
         "benchmark/planning.py",
         "benchmark/progress.py",
         "benchmark/provenance.py",
+        "benchmark/rules.py",
         "benchmark/runner.py",
+        "benchmark/search.py",
+        "benchmark/selection.py",
         "benchmark/suites.py",
     }
 )

@@ -167,7 +167,7 @@ def drawn_settings(
         varied = [
             f"{name}={value}"
             for name, value in values.items()
-            if not isinstance(space[name], tuple) or len(space[name]) > 1
+            if not isinstance(one := space[name], tuple) or len(one) > 1
         ]
         found.setdefault(",".join([title, *varied]), values)
         if len(found) == count:

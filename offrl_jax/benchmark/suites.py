@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from offrl_jax.benchmark.rules import Selection
 from offrl_jax.benchmark.search import drawn_settings
 from offrl_jax.errors import UsageError, unknown_name
 
@@ -72,6 +73,8 @@ class Suite:
         An agent without an entry runs its default setting.
       role: `test`, or `tune`: its runs choose settings, and no leaderboard counts them.
       first_seed: tuning seeds must be other ones than those of the test.
+      selection: how the settings of agents without an entry in `settings` are chosen
+        from the runs of a suite that tunes; None: they run their defaults.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Suite:
     pretraining_updates: int = 0
     role: str = "test"
     first_seed: int = 0
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         for name in ("seeds", "updates"):
@@ -112,6 +116,10 @@ class Suite:
             raise UsageError(
                 "pretraining_updates must be at least 0, got "
                 f"{self.pretraining_updates}"
+            )
+        if self.selection is not None and self.role != "test":
+            raise UsageError(
+                f"suite '{self.name}' tunes and has a selection; only a test has one"
             )
         if not self.tasks:
             raise UsageError(f"suite '{self.name}' has no tasks")
@@ -159,6 +167,7 @@ _KINDS = {
     "settings": dict,
     "grids": dict,
     "search": dict,
+    "selection": dict,
     "protocol": dict,
     "seeds": int,
     "updates": int,
@@ -173,7 +182,6 @@ _KINDS = {
 
 def _parse(path: Path, table: dict[str, Any]) -> Suite:
     table = {"name": path.stem, "description": "", "preset": "", **table}
-    fields = {field.name for field in dataclasses.fields(Suite)}
     for name, value in table.items():
         if name not in _KINDS:
             raise unknown_name(f"entry in suite file {path}:", name, _KINDS)
@@ -193,8 +201,12 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
         table["settings"] = _all_settings(path, table)
         table.pop("grids", None)
         table.pop("search", None)
-    optional = {"settings", "protocol", "pretraining_updates", "role", "first_seed"}
-    missing = fields - set(table) - optional
+    required = {
+        field.name
+        for field in dataclasses.fields(Suite)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    missing = required - {"protocol"} - set(table)
     if missing:
         raise UsageError(f"suite file {path}: '{sorted(missing)[0]}' is missing")
     protocol = table.pop("protocol", {})
@@ -213,8 +225,28 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
                 raise UsageError(
                     f"suite file {path}: {entry!r} is no name of anything in '{name}'"
                 )
+    if "selection" in table:
+        table["selection"] = _selection(path, table["selection"])
     lists = {name: tuple(table.pop(name)) for name in ("tasks", "agents")}
     return Suite(protocol=Protocol(**protocol), **lists, **table)
+
+
+def _selection(path: Path, table: Mapping[str, Any]) -> Selection:
+    """`[selection]` of a suite file."""
+    kinds = {"from": str, "rule": str, "incomplete": bool, "other_updates": bool}
+    for name, value in table.items():
+        if name not in kinds:
+            raise unknown_name(f"selection entry in suite file {path}:", name, kinds)
+        if type(value) is not kinds[name]:
+            raise UsageError(
+                f"suite file {path}: selection entry '{name}' must be of type "
+                f"{kinds[name].__name__}, got {value!r}"
+            )
+    for name in ("from", "rule"):
+        if name not in table:
+            raise UsageError(f"suite file {path}: selection entry '{name}' is missing")
+    rest = {name: value for name, value in table.items() if name != "from"}
+    return Selection(source=table["from"], **rest)
 
 
 def _all_settings(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:

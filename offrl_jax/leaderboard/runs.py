@@ -25,7 +25,8 @@ class SectionKey(NamedTuple):
       family: of tasks.
       preset: suffix of the agent labels, `full` where there is none.
       updates_total: of the last phase.
-      protocol: canonical JSON.
+      protocol: canonical JSON; of how settings were chosen the rule and the tuning
+        suite, not how many settings and seeds an agent had there.
     """
 
     suite: str
@@ -58,6 +59,8 @@ class Run:
       row: the row that counts: of the last step, or of a divergence; else None.
       reached: the latest step with any row; of a divergence, the first that shows it.
       failure: one line, where the latest row says `failed` (and nothing counts).
+      selection: how its setting was chosen, as its protocol says; empty where a suite
+        gave the setting.
     """
 
     section: SectionKey
@@ -70,6 +73,7 @@ class Run:
     row: Row | None
     reached: int
     failure: str | None
+    selection: Mapping[str, Any]
 
     @property
     def diverged(self) -> bool:
@@ -102,6 +106,20 @@ def has_diverged(row: Row) -> bool:
 
 def _finite(values: Iterable[float]) -> bool:
     return all(map(math.isfinite, values))
+
+
+def shared_protocol(protocol: Mapping[str, Any]) -> str:
+    """Canonical JSON of the part of a protocol that all runs of a table share."""
+    selection = protocol.get("selection")
+    if selection is None:
+        return strict_json(protocol)
+    shared = {name: selection.get(name) for name in ("from", "rule")}
+    return strict_json({**protocol, "selection": shared})
+
+
+def _selection(protocol: Mapping[str, Any]) -> Mapping[str, Any]:
+    selection = protocol.get("selection", {})
+    return selection if selection.get("settings") else {}
 
 
 def final_runs(
@@ -144,7 +162,7 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
                 member.family,
                 preset_of(job.agent),
                 job.updates_total,
-                strict_json(job.protocol),
+                shared_protocol(job.protocol),
             )
             found = evaluations.pop((job.run_id, cell, member.seed), [])
             hyper = strict_json(member.hyper)
@@ -159,6 +177,7 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
                     hyper,
                     dataset,
                     found,
+                    _selection(job.protocol),
                 )
             )
     for (run_id, cell, seed), found in evaluations.items():
@@ -168,11 +187,14 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
             last.family,
             preset_of(last.agent),
             last.updates_total,
-            strict_json(last.protocol),
+            shared_protocol(last.protocol),
         )
         config, hyper = strict_json(last.config), strict_json(last.hyper)
         dataset = last.recipe_hash or last.dataset_hash
-        runs.append(_run(section, cell, seed, run_id, config, hyper, dataset, found))
+        chosen = _selection(last.protocol)
+        runs.append(
+            _run(section, cell, seed, run_id, config, hyper, dataset, found, chosen)
+        )
     return runs
 
 
@@ -189,6 +211,7 @@ def _run(
     hyper: str,
     dataset: str | None,
     rows: list[Row],
+    selection: Mapping[str, Any],
 ) -> Run:
     counted: Row | None = None
     failure: str | None = None
@@ -203,7 +226,17 @@ def _run(
     if counted is not None and counted.status == "diverged":
         reached = min(row.step for row in rows if row.status == "diverged")
     return Run(
-        section, cell, seed, run_id, config, hyper, dataset, counted, reached, failure
+        section,
+        cell,
+        seed,
+        run_id,
+        config,
+        hyper,
+        dataset,
+        counted,
+        reached,
+        failure,
+        selection,
     )
 
 
