@@ -85,9 +85,9 @@ def unheard(line: str) -> None:
 
 
 def jobs_of(suite: Suite, said=unheard) -> list[results.Job]:
-    choices = selection.choose(suite, said)
+    suite = selection.chosen(suite, said)
     tasks = [task for task in TASKS if task.task.id in suite.tasks]
-    return planning.wanted_jobs(suite, tasks, SPLIT, "s", None, choices)
+    return planning.wanted_jobs(suite, tasks, SPLIT, "s")
 
 
 def alphas(jobs: list[results.Job]) -> dict[str, set[float]]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
-from offrl_jax.benchmark.rules import Choice
 from offrl_jax.benchmark.suites import ALL_AGENTS, Suite
 from offrl_jax.catalogue import LoadedTask, is_online
 from offrl_jax.datasets import transforms
@@ -190,7 +189,6 @@ def wanted_jobs(
     split: Split,
     source_hash: str,
     overrides: Mapping[str, str] | None = None,
-    choices: Mapping[str, Choice] | None = None,
 ) -> list[Job]:
     """Every run that the suite asks for, as jobs of the largest possible populations.
 
@@ -200,11 +198,12 @@ def wanted_jobs(
       split: devices.
       source_hash: of the package.
       overrides: settings of the command line (`--set`), for every agent.
-      choices: by label, what the suite's selection chose.
 
     Raises:
       UsageError: an unknown agent, preset or setting, or a setting of the wrong type.
     """
+    if suite.selection is not None and not suite.choices:
+        raise ValueError("nothing was chosen yet; pass the suite to selection.chosen")
     jobs: list[Job] = []
     for label in agent_labels(suite):
         base, preset = parse_label(label)
@@ -214,7 +213,7 @@ def wanted_jobs(
         groups: dict[tuple[Any, Spec, str | None], list[Member]] = {}
         protocol, choice = (
             dataclasses.asdict(suite.protocol),
-            (choices or {}).get(label),
+            suite.choices.get(label),
         )
         if choice is not None:
             protocol["selection"] = dict(choice.record)

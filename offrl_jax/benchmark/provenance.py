@@ -33,6 +33,7 @@ _NOT_TRAINING = frozenset(
         "benchmark/planning.py",
         "benchmark/progress.py",
         "benchmark/provenance.py",
+        "benchmark/reproduction.py",
         "benchmark/rules.py",
         "benchmark/runner.py",
         "benchmark/search.py",

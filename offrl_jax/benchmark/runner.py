@@ -23,7 +23,7 @@ from offrl_jax.benchmark.planning import (
     wanted_jobs,
 )
 from offrl_jax.benchmark.progress import Progress
-from offrl_jax.benchmark.selection import choose, other_data
+from offrl_jax.benchmark.selection import chosen, other_data
 from offrl_jax.benchmark.suites import Suite
 from offrl_jax.catalogue import (
     LoadedTask,
@@ -225,15 +225,13 @@ def run_suite(
     found = find_tasks(suite, store, progress.say, skip_missing)
     families = [task.family for task in found]
     check_request(suite, families, overrides or {}, max_parallel)
-    choices = choose(suite, progress.say)
+    suite = chosen(suite, progress.say)
     tasks = [_load(task.id, store, progress) for task in found]
-    for line in other_data(choices, tasks):
+    for line in other_data(suite.choices, tasks):
         progress.say(line)
     devices = jax.local_devices()
     split = Split(len(devices), devices[0].platform, max_parallel)
-    wanted = wanted_jobs(
-        suite, tasks, split, provenance.source_hash(), overrides, choices
-    )
+    wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
     with lock(lock_path(folder, "plan")):
         rows = read_rows(folder, progress.say)
         plan, jobs = plan_missing(wanted, read_plan(folder), rows, progress.say)

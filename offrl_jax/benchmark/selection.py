@@ -228,6 +228,11 @@ def best_on(ranked: list[Candidate], task: str, rule: Rule) -> Candidate:
     return min(ranked, key=lambda one: (sign * one.by_task[task], one.setting))
 
 
+def chosen(suite: Suite, say: Callable[[str], None]) -> Suite:
+    """The suite with what its selection chooses; raises as `choose` does."""
+    return dataclasses.replace(suite, choices=choose(suite, say))
+
+
 def choose(suite: Suite, say: Callable[[str], None]) -> dict[str, Choice]:
     """What the suite's selection chooses, by the label of the agent.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from offrl_jax.benchmark.rules import Selection
+from offrl_jax.benchmark.rules import Choice, Selection
 from offrl_jax.benchmark.search import drawn_settings
 from offrl_jax.errors import UsageError, unknown_name
 
@@ -75,6 +75,7 @@ class Suite:
       first_seed: tuning seeds must be other ones than those of the test.
       selection: how the settings of agents without an entry in `settings` are chosen
         from the runs of a suite that tunes; None: they run their defaults.
+      choices: by label, what was chosen; of `selection.chosen`, never of a file.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Suite:
     role: str = "test"
     first_seed: int = 0
     selection: Selection | None = None
+    choices: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("seeds", "updates"):

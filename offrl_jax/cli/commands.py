@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from offrl_jax.cli.data_commands import Data
 from offrl_jax.cli.options import Count, DataDir, Folder, Name, Names, Settings
+from offrl_jax.cli.reproduce_command import Reproduce
 from offrl_jax.cli.running import (
     default_suite,
     open_store,
@@ -408,6 +409,7 @@ Command = (
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
     | Annotated[Tuning, subcommand("tuning")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]

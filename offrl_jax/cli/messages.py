@@ -45,5 +45,5 @@ def _subcommands(arguments: Sequence[str]) -> list[str]:
         actions = ("list", "prepare", "generate", "check", "import")
         return ["data", *(word for word in arguments[1:2] if word in actions)]
     known = ("benchmark", "run", "leaderboard", "curves", "progress", "embed")
-    known += ("agents", "tasks", "doctor")
+    known += ("agents", "tasks", "doctor", "reproduce")
     return [word for word in arguments[:1] if word in known]
