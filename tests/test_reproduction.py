@@ -19,6 +19,7 @@ from test_results_rows import make_row
 from offrl_jax.agents import bc, registry
 from offrl_jax.benchmark import jobs as jobs_module
 from offrl_jax.benchmark import provenance, reproduction
+from offrl_jax.benchmark.command_lines import command_of
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.reproduction import Difference, Verdict
 from offrl_jax.datasets.store import Store
@@ -304,8 +305,32 @@ def test_settings_that_are_gone_are_told(copy):
     _, folder = copy
     row = rows_of(folder, agent="a2c@quick")[0]
     changed = tampered(folder, row, lambda record: record["hyper"].update(old=1.0))
-    with pytest.raises(UsageError, match=r"other numeric settings here \(old\)"):
+    with pytest.raises(UsageError, match="has no setting old any more; check out"):
         reproduction.trace(folder, changed, print)
+
+
+def test_settings_that_are_new_run_at_their_defaults_and_are_told(copy):
+    store, folder = copy
+    row = rows_of(folder, agent="two@quick", setting="tame", step=40, seed=0)[0]
+
+    def older(record: dict) -> None:
+        del record["config"]["obs_transform"]
+        record["hyper"].pop("lr", None)
+
+    plan = json.loads(plan_path(folder).read_text())
+    for job in plan["jobs"]:
+        if job["agent"] == "two@quick":
+            del job["config"]["obs_transform"]
+            for member in job["members"]:
+                if member["setting"] == "tame":
+                    del member["hyper"]["lr"]
+    plan_path(folder).write_text(json.dumps(plan))
+    verdict, found = again(store, folder, tampered(folder, row, older))
+    assert [(one.what, one.then, one.now) for one in found] == [
+        ("setting lr", "not there", "0.001"),
+        ("setting obs_transform", "not there", row.config["obs_transform"]),
+    ]
+    assert verdict.text.startswith(EQUAL)
 
 
 @pytest.mark.parametrize(
@@ -405,18 +430,18 @@ class TestCommand:
 def test_commands_of_suites(made, tmp_path):
     _, folder = made
     row = rows_of(folder, agent="two@quick")[0]
-    assert reproduction.command_of(row, None, folder) == (
-        f"offrl benchmark tiny.toml --results {folder}"
+    origin = reproduction.trace(folder, row.row_id, print)
+    assert origin.command == f"offrl benchmark tiny.toml --results {folder}"
+    assert origin.planned is not None
+    job = dataclasses.replace(
+        origin.planned, suite="quick", updates_total=3000, eval_steps=(3000,)
     )
-    quick = dataclasses.replace(
-        row, suite="quick", agent="bc@quick", updates_total=3000
-    )
-    quick = dataclasses.replace(quick, step=3000, seed=0)
+    row = dataclasses.replace(row, suite="quick")
     there = Path("results/quick")
-    assert reproduction.command_of(quick, None, there) == (
-        "offrl benchmark quick --seeds 1"
-    )
-    less = dataclasses.replace(quick, updates_total=100, step=100)
-    assert reproduction.command_of(less, None, tmp_path).endswith(
+    assert command_of(row, job, None, there) == "offrl benchmark quick --seeds 2"
+    less = dataclasses.replace(job, updates_total=100, eval_steps=(100,))
+    assert command_of(row, less, None, tmp_path).endswith(
         f"--updates 100 --results {tmp_path}"
     )
+    cut = dataclasses.replace(job, split={**job.split, "max_parallel": 4})
+    assert command_of(row, cut, None, there).endswith("--max-parallel 4")

@@ -30,6 +30,7 @@ _NOT_TRAINING = frozenset(
         "version.py",
         "benchmark/__init__.py",
         "benchmark/checkpoints.py",
+        "benchmark/command_lines.py",
         "benchmark/planning.py",
         "benchmark/progress.py",
         "benchmark/provenance.py",

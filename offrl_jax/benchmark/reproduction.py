@@ -10,7 +10,6 @@ import dataclasses
 import importlib.metadata
 import math
 import re
-import shlex
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -19,12 +18,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import get_entry, parse_label
 from offrl_jax.benchmark import provenance
+from offrl_jax.benchmark.command_lines import command_of
 from offrl_jax.benchmark.jobs import JobFailed, run_job
-from offrl_jax.benchmark.planning import DEFAULT_SETTING
 from offrl_jax.benchmark.progress import Progress
-from offrl_jax.benchmark.suites import known_suites, load_suite
 from offrl_jax.catalogue import LoadedTask, is_online, load_task
 from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
@@ -51,12 +50,14 @@ class Origin:
       planned: its job in the plan; None where there is no plan or another one.
       job: to run again, up to the row's step; None for a row of the dataset.
       command: that made it, as far as plan and row say.
+      new: settings that its agent did not have then, with the values that run now.
     """
 
     row: Row
     planned: Job | None
     job: Job | None
     command: str
+    new: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Difference(NamedTuple):
@@ -128,29 +129,52 @@ def trace(
             f"row {row.row_id} failed ({row.error}), so there is nothing to compare; "
             "its benchmark command tries it again"
         )
-    command = command_of(row, plan, folder)
     if row.agent == BEHAVIOUR:
-        return Origin(row, None, None, command)
-    _check_settings(row)
+        return Origin(row, None, None, command_of(row, None, plan, folder))
+    new = _new_settings(row)
     planned = _planned(row, plan)
+    command = command_of(row, planned or _alone(row), plan, folder)
     job = _alone(row) if planned is None or member_only else planned
-    return Origin(row, planned, _up_to(job, row), command)
+    return Origin(row, planned, _up_to(_with_settings(job, new), row), command, new)
 
 
-def _check_settings(row: Row) -> None:
-    """Refuses a row whose agent has other settings by now."""
-    entry = get_entry(parse_label(row.agent)[0])
-    for kind, cls, own in (
-        ("structural", entry.config, row.config),
-        ("numeric", entry.hyper, row.hyper),
-    ):
-        names = {field.name for field in dataclasses.fields(cls)}
-        other = sorted(names ^ set(own))
-        if other:
-            raise UsageError(
-                f"{row.agent} has other {kind} settings here ({', '.join(other)}); "
-                f"check out the row's commit, {row.commit or 'which it does not say'}"
-            )
+def _new_settings(row: Row) -> dict[str, Any]:
+    """Settings that the agent has by now and the row has not, with their values here.
+
+    Raises:
+      UsageError: the row has settings that are gone.
+    """
+    base, preset = parse_label(row.agent)
+    entry = get_entry(base)
+    own = {**row.config, **row.hyper}
+    names = {
+        field.name
+        for cls in (entry.config, entry.hyper)
+        for field in dataclasses.fields(cls)
+    }
+    gone = sorted(set(own) - names)
+    if gone:
+        raise UsageError(
+            f"{row.agent} has no setting {', '.join(gone)} any more; check out the "
+            f"row's commit, {row.commit or 'which it does not say'}"
+        )
+    config, hyper = resolve(entry, family=row.family, preset=preset, overrides=own)
+    values = dataclasses.asdict(config) | dataclasses.asdict(hyper)
+    return {name: values[name] for name in sorted(names - set(own))}
+
+
+def _with_settings(job: Job, new: Mapping[str, Any]) -> Job:
+    """The job with what its agent has by now besides."""
+    fields = dataclasses.fields(get_entry(parse_label(job.agent)[0]).hyper)
+    numbers = {f.name: float(new[f.name]) for f in fields if f.name in new}
+    members = (
+        dataclasses.replace(member, hyper={**numbers, **member.hyper})
+        for member in job.members
+    )
+    structure = {name: new[name] for name in new if name not in numbers}
+    return dataclasses.replace(
+        job, config={**structure, **job.config}, members=tuple(members)
+    )
 
 
 def _planned(row: Row, plan: Plan | None) -> Job | None:
@@ -201,73 +225,6 @@ def _up_to(job: Job, row: Row) -> Job:
         eval_steps=(row.step,),
         protocol=protocol,
     )
-
-
-def command_of(row: Row, plan: Plan | None, folder: Path) -> str:
-    """The command that makes the row, as far as plan and row say.
-
-    Args:
-      row: of the folder.
-      plan: of the folder, or None.
-      folder: of results.
-    """
-    jobs = [job for job in (plan.jobs if plan else ()) if job.suite == row.suite]
-    if row.agent == BEHAVIOUR:
-        job = next((job for job in jobs if row.task in job.datasets), None)
-        setting = job.members[0].setting if job is not None else ""
-    else:
-        job, setting = _planned(row, plan) or _alone(row), row.setting
-    if job is None:
-        return f"any benchmark on {row.task}"
-    jobs = [one for one in jobs if one.updates_total == job.updates_total] or [job]
-    if row.suite == "run":
-        jobs = [one for one in jobs if one.agent == job.agent]
-        line = _run_words(job, jobs, setting)
-    else:
-        line = _suite_words(job, jobs)
-    if job.split.get("max_parallel"):
-        line += ["--max-parallel", str(job.split["max_parallel"])]
-    if row.suite == "run" or folder != Path("results") / row.suite:
-        line += ["--results", str(folder)]
-    return shlex.join(["offrl", *line])
-
-
-def _seeds(jobs: Iterable[Job]) -> int:
-    return len({member.seed for job in jobs for member in job.members})
-
-
-def _suite_words(job: Job, jobs: list[Job]) -> list[str]:
-    """Of a suite, with the numbers that are not its own."""
-    if job.suite not in known_suites():
-        return ["benchmark", f"{job.suite}.toml"]
-    line, suite = ["benchmark", job.suite], load_suite(job.suite)
-    if _seeds(jobs) != suite.seeds:
-        line += ["--seeds", str(_seeds(jobs))]
-    if job.updates_total != suite.updates:
-        line += ["--updates", str(job.updates_total)]
-    return line
-
-
-def _run_words(job: Job, jobs: list[Job], setting: str) -> list[str]:
-    tasks = list(dict.fromkeys(m.task for one in jobs for m in one.members))
-    line = ["run", "--agent", job.agent, "--task", *tasks]
-    line += ["--seeds", str(_seeds(jobs)), "--updates", str(job.updates_total)]
-    *before, _ = job.phase_updates
-    if before:
-        line += ["--pretraining-updates", str(job.phase_updates[before[-1]])]
-    for pair in _pairs(setting):
-        line += ["--set", pair]
-    for name in ("episodes", "evaluations"):
-        if name in job.protocol:
-            line += [f"--{name}", str(job.protocol[name])]
-    return line
-
-
-def _pairs(setting: str) -> list[str]:
-    """`["alpha=1", "hidden=64,64"]` of the setting `alpha=1,hidden=64,64`."""
-    if setting == DEFAULT_SETTING:
-        return []
-    return re.split(r",(?=[a-z_0-9]+=)", setting)
 
 
 def describe(origin: Origin) -> list[tuple[str, str]]:
@@ -380,6 +337,8 @@ def differences(origin: Origin) -> list[Difference]:
     here = provenance.versions()
     for name, version in sorted(row.versions.items()):
         compare(name, version, here.get(name) or _installed(name))
+    for name, value in origin.new.items():
+        compare(f"setting {name}", "not there", value)
     if row.agent == BEHAVIOUR:
         return found
     compare("device", row.device, provenance.device())
