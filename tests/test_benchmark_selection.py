@@ -85,7 +85,8 @@ def unheard(line: str) -> None:
 
 
 def jobs_of(suite: Suite, said=unheard) -> list[results.Job]:
-    suite = selection.chosen(suite, said)
+    choices = selection.choose(suite, said)
+    suite = dataclasses.replace(suite, choices=choices)
     tasks = [task for task in TASKS if task.task.id in suite.tasks]
     return planning.wanted_jobs(suite, tasks, SPLIT, "s")
 
@@ -133,6 +134,17 @@ def test_the_best_mean_over_tasks_serves_all_tasks(tmp_path):
         "settings": 3,
         "seeds": 2,
     }
+
+
+def test_what_was_chosen_is_told(tmp_path):
+    said: list[str] = []
+    suite = selection.chosen(suite_of(write(tmp_path, tuning_rows())), said.append)
+    assert said == [
+        "td3_bc@quick: low, of 3 settings x 2 seeds, by last_score of tuning"
+    ]
+    assert suite.choices["td3_bc@quick"].setting == "low"
+    with pytest.raises(ValueError, match="nothing was chosen yet"):
+        planning.wanted_jobs(suite_of(tmp_path), TASKS, SPLIT, "s")
 
 
 def test_merits_are_those_of_a_pencil():
@@ -209,6 +221,33 @@ def test_a_metric_chooses_by_mean_ranks(tmp_path, rule, change, want):
         # B: odd 1, high 2, low 3: high and odd share 1.5, high is first by name.
         want = {A: {2.0}, B: {2.0}}
     assert alphas(jobs_of(suite_of(tmp_path, rule))) == want
+
+
+def test_ranks_of_a_pencil(tmp_path):
+    rows = tuning_rows()
+    write_points(tmp_path, rows, LOSSES | {(B, "odd"): 10.0})
+    ranked = selection.candidates(
+        selection.finished(rows, None),
+        parse_rule("metric:critic_loss:min"),
+        arm_of=lambda run: run.agent,
+        points=results.read_metrics(tmp_path),
+    )["td3_bc@quick"]
+    # On B, low and odd share the ranks 1 and 2, and high has rank 3.
+    assert {one.setting: one.merit for one in ranked} == {
+        "odd": -(1 + 1.5) / 2,
+        "low": -(3 + 1.5) / 2,
+        "high": -(2 + 3) / 2,
+    }
+    assert {one.setting: one.by_task[A] for one in ranked}["high"] == (2.0 + 4.0) / 2
+
+
+def test_a_metric_of_the_middle_is_not_taken(tmp_path):
+    rows = tuning_rows()
+    write_points(write(tmp_path, rows), rows, LOSSES)
+    path = results.metric_path(tmp_path, rows[0].run_id)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UsageError, match="no training metrics of its last update"):
+        jobs_of(suite_of(tmp_path, "metric:critic_loss:min"))
 
 
 def test_a_metric_needs_no_scores_and_must_be_there(tmp_path):

@@ -229,8 +229,16 @@ def best_on(ranked: list[Candidate], task: str, rule: Rule) -> Candidate:
 
 
 def chosen(suite: Suite, say: Callable[[str], None]) -> Suite:
-    """The suite with what its selection chooses; raises as `choose` does."""
-    return dataclasses.replace(suite, choices=choose(suite, say))
+    """The suite with what its selection chooses, told; raises as `choose` does."""
+    choices = choose(suite, say)
+    for label, choice in choices.items():
+        if choice.values:
+            record = choice.record
+            say(
+                f"{label}: {choice.setting}, of {record['settings']} settings x "
+                f"{record['seeds']} seeds, by {record['rule']} of {record['from']}"
+            )
+    return dataclasses.replace(suite, choices=choices)
 
 
 def choose(suite: Suite, say: Callable[[str], None]) -> dict[str, Choice]:
