@@ -206,6 +206,8 @@ def wanted_jobs(
     Raises:
       UsageError: an unknown agent, preset or setting, or a setting of the wrong type.
     """
+    if suite.selection is not None and not suite.choices:
+        raise ValueError("nothing was chosen yet; pass the suite to selection.chosen")
     jobs: list[Job] = []
     for label in agent_labels(suite):
         base, preset = parse_label(label)
@@ -213,7 +215,15 @@ def wanted_jobs(
         settings = suite.settings.get(base, {DEFAULT_SETTING: {}})
         # One compiled program holds one environment that it learns in.
         groups: dict[tuple[Any, Spec, str | None], list[Member]] = {}
+        protocol, choice = (
+            dataclasses.asdict(suite.protocol),
+            suite.choices.get(label),
+        )
+        if choice is not None:
+            protocol["selection"] = dict(choice.record)
         for task in tasks:
+            if choice is not None and choice.values:
+                settings = {choice.setting: choice.values[task.task.id]}
             for setting, values in settings.items():
                 config, hyper = resolve(
                     entry,
@@ -264,7 +274,7 @@ def wanted_jobs(
                         eval_steps=evaluation_steps(
                             updates, suite.protocol.evaluations, stride
                         ),
-                        protocol=dataclasses.asdict(suite.protocol),
+                        protocol=protocol,
                         split=dataclasses.asdict(split)
                         | {"devices": fewest_devices(len(members), split.devices)},
                         source_hash=source_hash,

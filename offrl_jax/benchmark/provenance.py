@@ -32,12 +32,17 @@ _NOT_TRAINING = frozenset(
         "benchmark/checkpoints.py",
         "benchmark/memory.py",
         "benchmark/overview.py",
+        "benchmark/command_lines.py",
         "benchmark/planning.py",
         "benchmark/progress.py",
         "benchmark/provenance.py",
+        "benchmark/reproduction.py",
+        "benchmark/rules.py",
         "benchmark/runner.py",
         "benchmark/speeds.py",
         "benchmark/splitting.py",
+        "benchmark/search.py",
+        "benchmark/selection.py",
         "benchmark/suites.py",
     }
 )

@@ -26,6 +26,7 @@ from offrl_jax.benchmark.overview import (
 )
 from offrl_jax.benchmark.planning import agent_labels, check_request
 from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.selection import chosen, other_data
 from offrl_jax.benchmark.suites import Suite
 from offrl_jax.catalogue import (
     LoadedTask,
@@ -229,7 +230,10 @@ def run_suite(
     agent_labels(suite)  # an unknown agent is told before absent data
     found = find_tasks(suite, store, progress.say, skip_missing)
     _check(suite, found, limits, overrides)
+    suite = chosen(suite, progress.say)
     tasks = [_load(task.id, store, progress) for task in found]
+    for line in other_data(suite.choices, tasks):
+        progress.say(line)
     planner = Planner(suite, tasks, limits, overrides)
     # Memory is estimated before the lock is taken, for that takes a while.
     planner.plan(read_plan(folder), read_rows(folder, _silent), _silent)

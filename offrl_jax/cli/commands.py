@@ -17,6 +17,7 @@ from offrl_jax.cli.compare_command import Compare
 from offrl_jax.cli.data_commands import Data
 from offrl_jax.cli.figures_command import Figures
 from offrl_jax.cli.options import Amount, Count, DataDir, Folder, Name, Names, Settings
+from offrl_jax.cli.reproduce_command import Reproduce
 from offrl_jax.cli.running import (
     default_suite,
     open_store,
@@ -433,6 +434,7 @@ Command = (
     | Annotated[Progress, subcommand("progress")]
     | Annotated[Figures, subcommand("figures")]
     | Annotated[Tuning, subcommand("tuning")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]

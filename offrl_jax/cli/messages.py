@@ -47,5 +47,5 @@ def _subcommands(arguments: Sequence[str]) -> list[str]:
         actions = ("list", "prepare", "generate", "check", "import")
         return ["data", *(word for word in arguments[1:2] if word in actions)]
     known = ("benchmark", "run", "leaderboard", "curves", "progress", "embed")
-    known += ("compare", "figures", "tuning", "agents", "tasks", "doctor")
+    known += ("compare", "figures", "tuning", "reproduce", "agents", "tasks", "doctor")
     return [word for word in arguments[:1] if word in known]

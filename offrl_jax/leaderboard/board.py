@@ -179,10 +179,24 @@ def _entry(
         leader=statistics.leader,
         leader_better=statistics.leader_better,
         cost_s=round(sum(costs) / len(costs), 4) if costs else None,
-        tuned=(budget[0], len(budget[1])) if budget else None,
+        tuned=_tuned(line.runs, budget),
         cells=tuple(
             dataclasses.replace(cell, mean=statistics.task_means.get(task))
             for task, cell in line.cells.items()
         ),
         episode_share=line.episode_share,
     )
+
+
+def _tuned(
+    runs: Iterable[Run], budget: tuple[int, set[int]] | None
+) -> tuple[int, int] | None:
+    """Settings tried and seeds of each: as the runs say, else from rows of tuning."""
+    said = [
+        (int(run.selection["settings"]), int(run.selection["seeds"]))
+        for run in runs
+        if run.selection
+    ]
+    if said:
+        return max(said)
+    return (budget[0], len(budget[1])) if budget else None

@@ -63,7 +63,8 @@ class Entry:
       leader_better: probability that a run of the leader beats one of this agent.
       cost_s: device seconds per run: training seconds of the population times its
         devices over its members, averaged over runs; None if rows do not say.
-      tuned: settings tried times tuning seeds, None without rows of role `tune`.
+      tuned: settings tried times tuning seeds, as the runs say how their setting was
+        chosen, else from rows of role `tune`; None without either.
       cells: of every task of the section.
       episode_share: share of the variance of `mean` that is noise of evaluation
         episodes, over ranked tasks, see `noise.pooled_share`.

@@ -27,7 +27,9 @@ class SectionKey(NamedTuple):
       family: of tasks.
       preset: suffix of the agent labels, `full` where there is none.
       updates_total: of the last phase.
-      protocol: canonical JSON; of several protocols, `{"pooled": [...]}`.
+      protocol: canonical JSON; of several protocols, `{"pooled": [...]}`; of how
+        settings were chosen the rule and the tuning suite, not how many settings and
+        seeds an agent had there.
     """
 
     suite: str
@@ -70,6 +72,8 @@ class Run:
       row: the row that counts: of the last step, or of a divergence; else None.
       reached: the latest step with any row; of a divergence, the first that shows it.
       failure: one line, where the latest row says `failed` (and nothing counts).
+      selection: how its setting was chosen, as its protocol says; empty where a suite
+        gave the setting.
     """
 
     section: SectionKey
@@ -83,6 +87,7 @@ class Run:
     row: Row | None
     reached: int
     failure: str | None
+    selection: Mapping[str, Any]
 
     @property
     def diverged(self) -> bool:
@@ -138,6 +143,20 @@ def merge_suites(keys: Iterable[SectionKey]) -> dict[SectionKey, SectionKey]:
     return {key: key._replace(suite="") for key in keys}
 
 
+def shared_protocol(protocol: Mapping[str, Any]) -> str:
+    """Canonical JSON of the part of a protocol that all runs of a table share."""
+    selection = protocol.get("selection")
+    if selection is None:
+        return strict_json(protocol)
+    shared = {name: selection.get(name) for name in ("from", "rule")}
+    return strict_json({**protocol, "selection": shared})
+
+
+def _selection(protocol: Mapping[str, Any]) -> Mapping[str, Any]:
+    selection = protocol.get("selection", {})
+    return selection if selection.get("settings") else {}
+
+
 def final_runs(
     rows: Iterable[Row],
     plan: Plan | None,
@@ -188,7 +207,7 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
                 member.family,
                 preset_of(job.agent),
                 job.updates_total,
-                strict_json(job.protocol),
+                shared_protocol(job.protocol),
             )
             found = evaluations.pop((job.run_id, cell, member.seed), [])
             hyper = strict_json(member.hyper)
@@ -203,6 +222,7 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
                     hyper,
                     dataset,
                     found,
+                    _selection(job.protocol),
                 )
             )
     for (run_id, cell, seed), found in evaluations.items():
@@ -212,11 +232,14 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
             last.family,
             preset_of(last.agent),
             last.updates_total,
-            strict_json(last.protocol),
+            shared_protocol(last.protocol),
         )
         config, hyper = strict_json(last.config), strict_json(last.hyper)
         dataset = last.recipe_hash or last.dataset_hash
-        runs.append(_run(section, cell, seed, run_id, config, hyper, dataset, found))
+        chosen = _selection(last.protocol)
+        runs.append(
+            _run(section, cell, seed, run_id, config, hyper, dataset, found, chosen)
+        )
     return runs
 
 
@@ -233,6 +256,7 @@ def _run(
     hyper: str,
     dataset: str | None,
     rows: list[Row],
+    selection: Mapping[str, Any],
 ) -> Run:
     counted: Row | None = None
     failure: str | None = None
@@ -258,6 +282,7 @@ def _run(
         row=counted,
         reached=reached,
         failure=failure,
+        selection=selection,
     )
 
 

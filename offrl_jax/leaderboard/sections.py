@@ -196,13 +196,14 @@ def gather(
 
 
 def _tuning(runs: list[Run]) -> list[str]:
-    """Whether the values behind each run's setting are the same on every task."""
+    """Whether each run's setting was chosen per task, or differs between tasks."""
     values: dict[tuple[SectionKey, str, str], set[str]] = defaultdict(set)
     for run in runs:
         values[run.section, run.cell.agent, run.cell.setting].add(run.hyper)
     return [
         ONE_SETTING
         if len(values[run.section, run.cell.agent, run.cell.setting]) == 1
+        and not str(run.selection.get("rule", "")).endswith("_per_task")
         else PER_TASK
         for run in runs
     ]

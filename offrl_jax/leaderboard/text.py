@@ -147,8 +147,17 @@ def subtitle(section: Section) -> str:
     episodes = span(cell.episodes for cell in cells)
     return (
         f"{tasks}, {seeds} seeds x {episodes} episodes, {section.updates_total:,} "
-        f"{steps_name(section.family)}, {section.tuning}{pooled(section)}"
+        f"{steps_name(section.family)}, {section.tuning}{_chosen_by(section)}"
+        f"{pooled(section)}"
     )
+
+
+def _chosen_by(section: Section) -> str:
+    """By which rule settings were chosen, where a suite says so."""
+    selection = section.protocol.get("selection")
+    if selection is None:
+        return ""
+    return printable(f", chosen by {selection['rule']} of {selection['from']}")
 
 
 def pooled(section: Section) -> str:
