@@ -350,7 +350,12 @@ def test_settings_that_are_new_run_at_their_defaults_and_are_told(copy):
 def test_tolerance_by_hand(then, now, counts, equal):
     row, other = make_row(returns=then), make_row(returns=now)
     found = [Difference("device", "a", "b", counts)]
-    assert reproduction.compare(row, other, found).equal is equal
+    verdict = reproduction.compare(row, other, found)
+    assert verdict.equal is equal
+    if counts and len(then) == len(now):
+        gap = abs(sum(now) - sum(then)) / len(then)
+        start = f"equal within {gap:g}, tolerance" if equal else "different, beyond"
+        assert verdict.text.startswith(start)
 
 
 def test_on_an_accelerator_bits_are_not_promised():

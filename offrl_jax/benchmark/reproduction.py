@@ -428,12 +428,14 @@ def compare(row: Row, again: Row, found: Iterable[Difference]) -> Verdict:
             f"different: {numbers}; nothing that the row records is another thing "
             "here, so bits should be equal (it does not record the model of a CPU)",
         )
-    allowed = tolerance(row.returns, again.returns)
-    equal = abs(now - then) <= allowed
-    word = f"equal within {allowed:g}" if equal else "different"
-    limit = "" if equal else f", beyond the tolerance of {allowed:g}"
+    gap, allowed = abs(now - then), tolerance(row.returns, again.returns)
+    equal = gap <= allowed
+    word = f"equal within {gap:g}" if equal else "different"
+    side = "tolerance" if equal else "beyond the tolerance of"
     why = ", ".join(said)
-    return Verdict(equal, f"{word}: {numbers}{limit}; bits may differ ({why})")
+    return Verdict(
+        equal, f"{word}, {side} {allowed:g}: {numbers}; bits may differ ({why})"
+    )
 
 
 def tolerance(then: list[float], now: list[float]) -> float:
