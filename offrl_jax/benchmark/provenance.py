@@ -24,6 +24,7 @@ _NOT_TRAINING = frozenset(
         "errors.py",
         "figures",
         "leaderboard",
+        "page",
         "reports.py",
         "results",
         "suites",

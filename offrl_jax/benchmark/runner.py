@@ -295,6 +295,7 @@ def look_ahead(
     said: list[str] = []
     found = find_tasks(suite, store, said.append, skip_missing)
     _check(suite, found, limits, overrides)
+    suite = chosen(suite, said.append)
     tasks = [peek_task(task.id, store) for task in found]
     waiting = [one.task.id for one in tasks if _is_to_be_made(one)]
     if waiting:
