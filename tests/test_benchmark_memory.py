@@ -79,6 +79,12 @@ class TestTheTrace:
         assert one == many
         assert 2 * 50 * 50 * F <= one < 3 * 50 * 50 * F
 
+    def test_a_loop_holds_what_it_began_with_beside_what_it_makes(self):
+        def looped(x):  # as many rounds as its data say
+            return jax.lax.while_loop(lambda x: x[0] > 0, jnp.sin, x)
+
+        assert 2 * 1000 * F <= peak_of(looped, (1000,)) < 2.1 * 1000 * F
+
     def test_a_branch_counts_the_larger(self):
         def branch(x):
             return jax.lax.cond(
@@ -216,7 +222,7 @@ class TestWhatThereIs:
         assert device_memory([self.Device(None, "cpu")], 0.5) == Memory(2**29, True)
         for wrong in (0.0, -1.0, float("nan"), float("inf")):
             with pytest.raises(UsageError, match="above 0 GiB"):
-                device_memory([self.Device(None)], wrong)
+                memory_module.check_given(wrong)
 
     def test_of_this_machine(self):
         found = available_bytes()

@@ -287,6 +287,40 @@ def test_a_damaged_record_of_parts_is_told(undisturbed, tmp_path, record):
         parts_module.read_parts(tmp_path, job)
 
 
+def test_parts_share_what_was_trained_together(undisturbed, tmp_path):
+    """Rows and training time: else the cost of a run would be counted twice."""
+    job = the_job(undisturbed)
+    saved = {"x": np.arange(6.0).reshape(3, 2)}
+    meta = {"updates": 60, "clock": {"train": 9.0, "compile": 5.0}}
+    Checkpoints(tmp_path).save(saved, meta)
+    for part in (Part(1, 3), Part(2, 3)):
+        template = {"x": np.zeros((part.size, 2))}
+        found = parts_module.restore(tmp_path, job, part, template, print)
+        assert found is not None
+        np.testing.assert_array_equal(found[0]["x"], saved["x"][part.start :])
+        assert found[1]["clock"] == {"train": 3.0 * part.size, "compile": 5.0}
+    # One's own checkpoint comes first, then that of the smallest holder.
+    parts = [Part(0, 1), Part(1, 3)]
+    parts_module.write_parts(tmp_path, parts)
+    own = Checkpoints(tmp_path / "part-1-3")
+    own.save({"x": -np.ones((2, 2))}, {**meta, "updates": 50})
+    found = parts_module.restore(
+        tmp_path, job, Part(2, 3), {"x": np.zeros((1, 2))}, print
+    )
+    assert found is not None and (found[0]["x"] == -1.0).all()
+    assert parts_module.updates_done(tmp_path, job) == 60 + 2 * 50
+    # They are joined at the end and not before.
+    parts_module.join(tmp_path, job, parts, {"x": np.zeros((1, 2))}, print)
+    assert parts_module.read_parts(tmp_path, job) == parts
+    own.save({"x": -np.ones((2, 2))}, meta)
+    parts_module.join(tmp_path, job, parts, {"x": np.zeros((1, 2))}, print)
+    assert parts_module.read_parts(tmp_path, job) == [Part(0, 3)]
+    found = Checkpoints(tmp_path).restore({"x": np.zeros((3, 2))})
+    assert found is not None
+    assert found[0]["x"].tolist() == [[0.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]]
+    assert [p.name for p in tmp_path.iterdir()] == ["2"]
+
+
 def test_halves():
     assert Part(0, 5).halves() == (Part(0, 3), Part(3, 5))
     assert Part(3, 5).halves() == (Part(3, 4), Part(4, 5))

@@ -239,20 +239,25 @@ def _variables(found: Iterable[Any]) -> list[Any]:
     return [each for each in found if isinstance(each, core.Var)]
 
 
+def check_given(given_gib: float | None) -> None:
+    """Refuses a limit that is none.
+
+    Raises:
+      UsageError: `given_gib` is not positive.
+    """
+    if given_gib is not None and not 0 < given_gib < math.inf:
+        raise UsageError(f"--memory must be above 0 GiB, got {given_gib:g}")
+
+
 def device_memory(devices: Sequence[Any], given_gib: float | None) -> Memory | None:
     """What populations may use on these devices; None if that cannot be told.
 
     Args:
       devices: of one kind.
       given_gib: by the user: GiB per device, or in all on a CPU; taken as it is.
-
-    Raises:
-      UsageError: `given_gib` is not positive.
     """
     shared = devices[0].platform == "cpu"
     if given_gib is not None:
-        if not 0 < given_gib < math.inf:
-            raise UsageError(f"--memory must be above 0 GiB, got {given_gib:g}")
         return Memory(int(given_gib * GIB), shared)
     if shared:
         found = available_bytes()

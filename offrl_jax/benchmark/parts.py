@@ -174,10 +174,12 @@ def join(
 ) -> None:
     """Puts the last checkpoints of all parts together, as if the job had been one.
 
+    Where one of them is not that of the end, the parts stay as they are.
+
     Args:
       path: of the job's checkpoints.
       job: the whole one.
-      parts: all of them, trained to their ends.
+      parts: all of them.
       template: a tree of arrays of any one part.
       say: told of damaged generations.
     """
@@ -185,6 +187,10 @@ def join(
     if None in found:
         return
     saved, metas = zip(*(each for each in found if each is not None), strict=True)
+    # One that was killed between its last row and its last checkpoint stays a part.
+    end = sum(job.phase_updates.values())
+    if any(meta["updates"] != end for meta in metas):
+        return
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *saved)
     clock = dict(metas[-1]["clock"])
     clock["train"] = sum(meta["clock"]["train"] for meta in metas)

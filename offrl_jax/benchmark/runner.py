@@ -14,6 +14,7 @@ import numpy as np
 
 from offrl_jax.benchmark import provenance, speeds
 from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
+from offrl_jax.benchmark.memory import check_given
 from offrl_jax.benchmark.overview import (
     Limits,
     Overview,
@@ -318,6 +319,7 @@ def _check(
     limits: Limits,
     overrides: Mapping[str, str] | None,
 ) -> None:
+    check_given(limits.memory_gib)
     families = [task.family for task in found]
     check_request(suite, families, overrides or {}, limits.max_parallel, limits.waves)
 
