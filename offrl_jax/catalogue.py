@@ -17,6 +17,7 @@ import numpy as np
 
 from offrl_jax import envs
 from offrl_jax.datasets import classic, minari_io, neorl2, ogbench, reference, schema
+from offrl_jax.datasets.getting import how_to_get
 from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Record, Store
 from offrl_jax.envs import ogbench_specs
@@ -333,37 +334,6 @@ def is_present(task_id: str, store: Store) -> bool:
     if task_id.startswith("minari/"):
         return minari_io.is_present(store, task_id.removeprefix("minari/"))
     return store.has(task_id)
-
-
-def how_to_get(task_id: str) -> str:
-    """What the user has to do for a task's data, in one line."""
-    family = task_id.partition("/")[0]
-    if family == ONLINE:
-        return f"{task_id} needs no data: agents act in its environment"
-    if family == "classic":
-        return f"{task_id} is generated when it is first used"
-    if family == "neorl2":
-        name = neorl2.file_name(task_id, "train")
-        return (
-            f"{task_id} needs {name}: get it as told in docs/data.md, then run: "
-            f"offrl data import {name} --task {task_id}"
-        )
-    if family == "ogbench":
-        dataset = ogbench.dataset_id(ogbench.dataset_of(task_id))
-        return (
-            f"{task_id} needs data that are made or imported by hand; run: offrl data "
-            f"generate {dataset}"
-        )
-    if family == "minari":
-        return (
-            f"{task_id} needs the Minari dataset '{task_id.removeprefix('minari/')}': "
-            "put its folder into the folder 'minari' of the data folder, as told in "
-            "docs/data.md"
-        )
-    return (
-        f"{task_id} needs your own file: run: offrl data import FILE.npz --task "
-        f"{task_id}"
-    )
 
 
 def _absent(task_id: str, store: Store) -> str:

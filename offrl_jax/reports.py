@@ -99,12 +99,12 @@ def _value(value: object) -> str:
 def tasks(store: Store, part: str | None) -> None:
     """All tasks, with what to do for those whose data is absent."""
     from offrl_jax.catalogue import (
-        how_to_get,
         is_online,
         is_present,
         known_tasks,
         listed_as,
     )
+    from offrl_jax.datasets.getting import how_to_get
 
     console = _console()
     # The five goals of an OGBench dataset share a line.
@@ -254,11 +254,11 @@ def data_prepare(store: Store, names: tuple[str, ...]) -> None:
     from offrl_jax.benchmark.progress import Progress
     from offrl_jax.catalogue import (
         get_task,
-        how_to_get,
         is_online,
         known_tasks,
         load_task,
     )
+    from offrl_jax.datasets.getting import how_to_get
 
     chosen = names or tuple(t.id for t in known_tasks(store) if t.family == "classic")
     for name in chosen:  # so that a wrong name costs no minutes of generating

@@ -33,13 +33,13 @@ from offrl_jax.catalogue import (
     LoadedTask,
     Task,
     get_task,
-    how_to_get,
     is_online,
     is_present,
     load_task,
     normalised_score,
     peek_task,
 )
+from offrl_jax.datasets.getting import how_to_get
 from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, UsageError
