@@ -38,8 +38,11 @@ install:  ## make .venv with everything (done by the commands below, too)
 benchmark: install  ## run what is missing of a suite, then draw its leaderboard
 	@$(BIN)/offrl benchmark $(SUITE) $(ARGS)
 
-leaderboard: install  ## redraw a suite's leaderboard from its rows (SUITE, else quick)
-	@$(BIN)/offrl leaderboard results/$(or $(SUITE),quick) $(ARGS)
+leaderboard: install  ## page and Markdown of results/SUITE, else of all below results/
+	@$(BIN)/offrl leaderboard results$(addprefix /,$(SUITE)) --format html \
+		--out results$(addprefix /,$(SUITE))/leaderboard.html $(ARGS)
+	@$(BIN)/offrl leaderboard results$(addprefix /,$(SUITE)) --format md \
+		--out results$(addprefix /,$(SUITE))/leaderboard.md $(ARGS)
 
 test: install  ## the tests, in minutes
 	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist worksteal $(ARGS)

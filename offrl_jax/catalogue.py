@@ -17,6 +17,7 @@ import numpy as np
 
 from offrl_jax import envs
 from offrl_jax.datasets import classic, minari_io, neorl2, ogbench, reference, schema
+from offrl_jax.datasets.getting import how_to_get
 from offrl_jax.datasets.schema import Episodes
 from offrl_jax.datasets.store import Record, Store
 from offrl_jax.envs import ogbench_specs
@@ -226,7 +227,7 @@ def _online_task(task_id: str) -> Task:
     )
 
 
-def _load_online(task: Task) -> LoadedTask:
+def _without_data(task: Task) -> LoadedTask:
     """The task with the data it has: no transitions."""
     obs = np.zeros((0, task.spec.obs_dim), np.float32)
     action, flags = np.zeros((0, task.spec.action_dim), np.float32), np.zeros(0, bool)
@@ -335,37 +336,6 @@ def is_present(task_id: str, store: Store) -> bool:
     return store.has(task_id)
 
 
-def how_to_get(task_id: str) -> str:
-    """What the user has to do for a task's data, in one line."""
-    family = task_id.partition("/")[0]
-    if family == ONLINE:
-        return f"{task_id} needs no data: agents act in its environment"
-    if family == "classic":
-        return f"{task_id} is generated when it is first used"
-    if family == "neorl2":
-        name = neorl2.file_name(task_id, "train")
-        return (
-            f"{task_id} needs {name}: get it as told in docs/data.md, then run: "
-            f"offrl data import {name} --task {task_id}"
-        )
-    if family == "ogbench":
-        dataset = ogbench.dataset_id(ogbench.dataset_of(task_id))
-        return (
-            f"{task_id} needs data that are made or imported by hand; run: offrl data "
-            f"generate {dataset}"
-        )
-    if family == "minari":
-        return (
-            f"{task_id} needs the Minari dataset '{task_id.removeprefix('minari/')}': "
-            "put its folder into the folder 'minari' of the data folder, as told in "
-            "docs/data.md"
-        )
-    return (
-        f"{task_id} needs your own file: run: offrl data import FILE.npz --task "
-        f"{task_id}"
-    )
-
-
 def _absent(task_id: str, store: Store) -> str:
     return f"{how_to_get(task_id)} (data folder: {store.path})"
 
@@ -388,13 +358,35 @@ def load_task(
     task = get_task(task_id, store)
     tell = progress or (lambda message: None)
     if task.family == ONLINE:
-        return _load_online(task)
+        return _without_data(task)
     if task.family == "classic":
         _generate(task, store, tell)
     elif task.family == "minari":
         _convert(task, store, tell)
     if not store.has(task_id):
         raise DataError(_absent(task_id, store))
+    return _load_stored(task, store)
+
+
+def peek_task(task_id: str, store: Store) -> LoadedTask:
+    """A task with the data that the store has of it, none perhaps; makes nothing.
+
+    Raises:
+      UsageError: no such task.
+      DataError: a `minari/` or `local/` dataset that is absent, or damaged data.
+    """
+    task = get_task(task_id, store)
+    known = task.family != ONLINE and store.has(task_id)
+    return _load_stored(task, store) if known else _without_data(task)
+
+
+def _load_stored(task: Task, store: Store) -> LoadedTask:
+    """The task with its stored data.
+
+    Raises:
+      DataError: they are damaged, or of other dimensions than the task.
+    """
+    task_id = task.id
     record = store.record(task_id)
     if (record.obs_dim, record.action_dim) != (task.spec.obs_dim, task.spec.action_dim):
         raise DataError(

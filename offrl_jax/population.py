@@ -200,7 +200,7 @@ def _is_finite(tree: Any) -> Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
 
 
-def _one_call(
+def one_call(
     agent: Agent,
     phase: Phase,
     phase_index: int,
@@ -209,7 +209,7 @@ def _one_call(
     data: DataView,
     hyper: Hyper,
 ) -> tuple[PopulationState, Metrics]:
-    """One call of a phase for one member, and its metrics."""
+    """One call of a phase for one member, and its metrics; see `train_member`."""
     phase_key = jax.random.fold_in(state.key, phase_index)
     batch_key, update_key = jax.random.split(jax.random.fold_in(phase_key, state.step))
     rows = agent.batch_size * phase.stride
@@ -258,9 +258,7 @@ def train_member(
 
     def body(_: Array, carry: Any) -> Any:
         state, sums = carry
-        state, metrics = _one_call(
-            agent, phase, phase_index, source, state, data, hyper
-        )
+        state, metrics = one_call(agent, phase, phase_index, source, state, data, hyper)
         return state, _add(sums, metrics)
 
     after, sums = jax.lax.fori_loop(0, calls, body, (state, sums))
@@ -276,6 +274,26 @@ def train_member(
         (after.agent, after.source),
     )
     return after._replace(agent=agent_state, source=source_state), sums
+
+
+def init_member(
+    agent: Agent, source: Source, seed: Array, hyper: Hyper
+) -> PopulationState:
+    """The start of one member: leaves without the member axis.
+
+    Args:
+      agent: pure functions.
+      source: where batches come from.
+      seed: `[]`, uint32.
+      hyper: scalars.
+    """
+    key, agent_key, source_key = start_keys(seed)
+    state: Any = (agent.init(agent_key, hyper), source.init(source_key))
+    # A state that begins as a Python number is weakly typed: the first chunk would be
+    # compiled for it alone.
+    state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
+    zero = jnp.zeros((), jnp.int32)
+    return PopulationState(state[0], state[1], key, zero, zero - 1)
 
 
 def make_population(
@@ -298,19 +316,12 @@ def make_population(
     devices = mesh.size
     padded = -(-size // devices) * devices
 
-    def init_member(seed: Array, hyper: Hyper) -> PopulationState:
-        key, agent_key, source_key = start_keys(seed)
-        state: Any = (agent.init(agent_key, hyper), source.init(source_key))
-        # A state that begins as a Python number is weakly typed: the first chunk would
-        # be compiled for it alone.
-        state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
-        zero = jnp.zeros((), jnp.int32)
-        return PopulationState(state[0], state[1], key, zero, zero - 1)
-
     # One member after the other: batched, an initialiser may round differently, and a
     # member's start would depend on who is drawn beside it.
     def init_members(seeds: Array, hyper: Hyper) -> PopulationState:
-        return jax.lax.map(lambda args: init_member(*args), (seeds, hyper))
+        return jax.lax.map(
+            lambda args: init_member(agent, source, *args), (seeds, hyper)
+        )
 
     init_all = jax.jit(
         jax.shard_map(
@@ -361,7 +372,7 @@ def make_population(
         def one_metrics(
             state: PopulationState, table: DataTable, task: Array, hyper: Hyper
         ) -> Metrics:
-            one: Any = functools.partial(_one_call, *parts)
+            one: Any = functools.partial(one_call, *parts)
             many = jax.vmap(one, in_axes=(0, own, 0))
             return many(state, views(table, task), hyper)[1]
 

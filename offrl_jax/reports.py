@@ -18,7 +18,10 @@ from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from offrl_jax.agents.entry import AgentEntry
+    from offrl_jax.benchmark.overview import Overview
     from offrl_jax.catalogue import Task
 
 
@@ -96,12 +99,12 @@ def _value(value: object) -> str:
 def tasks(store: Store, part: str | None) -> None:
     """All tasks, with what to do for those whose data is absent."""
     from offrl_jax.catalogue import (
-        how_to_get,
         is_online,
         is_present,
         known_tasks,
         listed_as,
     )
+    from offrl_jax.datasets.getting import how_to_get
 
     console = _console()
     # The five goals of an OGBench dataset share a line.
@@ -157,6 +160,62 @@ def _scored(task: Task) -> str:
     return "0-100" if task.reference else "return"
 
 
+def plan(seen: Overview) -> None:
+    """The populations that a suite would train, in their order."""
+    from offrl_jax.benchmark.memory import in_words
+    from offrl_jax.benchmark.progress import duration
+
+    console = _console()
+    right = ("settings", "runs", "updates", "devices", "memory", "done", "time")
+    table = _table("agent", "tasks", "seeds", *right, right=right)
+    for each in seen.populations:
+        job = each.job
+        tasks = list(dict.fromkeys(member.task for member in job.members))
+        seeds = sorted({member.seed for member in job.members})
+        settings = {member.setting for member in job.members}
+        table.add_row(
+            job.agent + (f" ({each.number}/{each.of})" if each.of > 1 else ""),
+            tasks[0] if len(tasks) == 1 else f"{tasks[0]} and {len(tasks) - 1} more",
+            _ranges(seeds),
+            str(len(settings)),
+            str(len(job.members)),
+            " + ".join(f"{one:,}" for one in job.phase_updates.values()),
+            str(job.split["devices"]),
+            "unknown" if each.bytes is None else in_words(each.bytes),
+            f"{100 * each.done:.0f}%",
+            "unknown" if each.seconds is None else duration(each.seconds),
+        )
+    if seen.populations:
+        console.print(table, soft_wrap=False)
+        console.print()
+    for line in seen.said:
+        console.print(line)
+    whose = "in all" if seen.shared else "per device"
+    limit = "unknown" if seen.memory is None else in_words(seen.memory)
+    console.print(f"devices: {seen.device}; memory to use {whose}: {limit}")
+    known = [one.seconds for one in seen.populations if one.seconds is not None]
+    unknown = len(seen.populations) - len(known)
+    time = f"about {duration(sum(known))}" if known else ""
+    if unknown:
+        time += (" and " if known else "") + f"{unknown} jobs of unknown duration"
+    left = f"{len(seen.populations)} jobs to run" + (f", {time}" if time else "")
+    console.print(
+        f"{seen.suite}: {seen.finished} of {seen.runs} runs are done in {seen.folder}; "
+        + (left if seen.populations else "nothing to run")
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short: 0-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
 def data_list(store: Store) -> None:
     """The datasets of the store."""
     console = _console()
@@ -195,11 +254,11 @@ def data_prepare(store: Store, names: tuple[str, ...]) -> None:
     from offrl_jax.benchmark.progress import Progress
     from offrl_jax.catalogue import (
         get_task,
-        how_to_get,
         is_online,
         known_tasks,
         load_task,
     )
+    from offrl_jax.datasets.getting import how_to_get
 
     chosen = names or tuple(t.id for t in known_tasks(store) if t.family == "classic")
     for name in chosen:  # so that a wrong name costs no minutes of generating

@@ -34,6 +34,13 @@ def _programs_are_dropped():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_the_user_are_left_alone(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data (`OFFRL_SHARED`); tests that need it skip without it."""

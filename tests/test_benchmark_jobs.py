@@ -352,7 +352,8 @@ def test_a_failed_job_says_why_and_is_tried_again(store, tmp_path, monkeypatch):
         patch.setattr(jobs_module, "prepare", too_large)
         outcome = run(store, tmp_path)
     assert outcome.ran == 0 and len(outcome.failed) == 1
-    assert "out of memory; try a smaller --max-parallel" in outcome.failed[0]
+    assert "4 of 4 runs need more memory" in outcome.failed[0]
+    assert "RESOURCE_EXHAUSTED: out of memory" in outcome.failed[0]
     rows = [r for r in read_rows(tmp_path, print) if r.agent != BEHAVIOUR]
     assert len(rows) == 4
     assert {(r.status, r.error, r.step) for r in rows} == {

@@ -323,8 +323,9 @@ def test_requests_are_checked_down_to_the_transforms():
 def test_max_parallel_cuts_populations():
     split = Split(2, "cpu", max_parallel=4)
     _, jobs = plan_missing(wanted(split=split), None, [], unheard)
-    assert [len(job.members) for job in jobs] == [4, 2, 4, 2]
-    assert set(jobs[1].datasets) == {"local/b-v0"}
+    assert [len(job.members) for job in jobs] == [4, 4, 2, 2]
+    assert {m.seed for m in jobs[0].members} == {0, 1}
+    assert {m.seed for m in jobs[2].members} == {2}
     assert len({job.run_id for job in jobs}) == 4
     with pytest.raises(UsageError, match="at least 1, got 0"):
         planning.check_request(SUITE, ["local"], {}, 0)

@@ -8,7 +8,7 @@ import pytest
 from datasets_builders import official_arrays, random_episodes
 
 from offrl_jax import catalogue, envs
-from offrl_jax.datasets import classic, minari_io, schema
+from offrl_jax.datasets import classic, getting, minari_io, schema
 from offrl_jax.datasets.importing import import_file
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, UsageError
@@ -90,7 +90,7 @@ def test_online_tasks_need_no_data(tmp_path: Path) -> None:
     assert task.dataset_hash is None and task.recipe_hash is None
     assert task.spec == Spec(4, 2, 500, discrete=True)
     assert catalogue.is_present("online/CartPole-v1", store)
-    assert "needs no data" in catalogue.how_to_get("online/CartPole-v1")
+    assert "needs no data" in getting.how_to_get("online/CartPole-v1")
     assert not list(tmp_path.iterdir()), "nothing is stored"
     with pytest.raises(UsageError, match=r"'online/CartPole-v2'.*online/CartPole-v1"):
         catalogue.get_task("online/CartPole-v2", store)

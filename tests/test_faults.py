@@ -3,6 +3,7 @@ metrics are those of one process that nobody disturbed."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import io
@@ -23,6 +24,7 @@ from offrl_jax.benchmark.executors import LocalExecutor, Ran, is_finished
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.errors import ResultsError
 from offrl_jax.results import lock_path, read_plan, row_path, try_lock
+from offrl_jax.results.rows import from_record, to_line
 
 LIMIT = 300.0
 """Seconds after which a process counts as stuck, on a machine that has other work."""
@@ -230,9 +232,9 @@ def test_the_script_finds_what_is_missing_twice_or_different(bench, tmp_path, ki
     before = f'"{name}":{json.dumps(point["values"][name])}'
     metrics.write_text(metrics.read_text().replace(before, f'"{name}":1e9', 1))
     assert kill.compare(bench.whole, folder) == (ROWS, 1, 1, 0, POINTS, 1)
-    changed = json.loads(second)
-    changed |= {"returns": [0.0, 0.0], "row_id": "0" * 16}
-    rows.write_text("".join([first, json.dumps(changed) + "\n", *others]))
+    row = from_record(json.loads(second), "")
+    changed = to_line(dataclasses.replace(row, returns=[0.0, 0.0], row_id=""))
+    rows.write_text("".join([first, changed + "\n", *others]))
     assert kill.compare(bench.whole, folder) == (ROWS, 0, 0, 1, POINTS, 1)
 
 

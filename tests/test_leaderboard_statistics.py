@@ -15,6 +15,7 @@ from offrl_jax.leaderboard import ranking, statistics
 Table = Sequence[Sequence[float]]
 
 aggregates = jax.jit(statistics.aggregates)
+weighted_aggregates = jax.jit(statistics.weighted_aggregates)
 improvement = jax.jit(statistics.improvement)
 resample = jax.jit(statistics.resample, static_argnums=(2, 3))
 
@@ -37,6 +38,26 @@ def random_table(counts: Sequence[int], seed: int = 0) -> list[list[float]]:
 
 def key(seed: int = 0) -> jax.Array:
     return jax.random.key(seed)
+
+
+def bootstrap(
+    table: Table, seed: int = 0, replications: int = statistics.REPLICATIONS
+) -> statistics.Aggregates[statistics.Interval]:
+    scores, count = pad(table)
+    drawn = statistics.draws(
+        key(seed), count, slots=scores.shape[1], replications=replications
+    )
+    return statistics.bootstrap(scores, count, drawn)
+
+
+def side(
+    table: Table, seed: int, tasks: int = 0, slots: int = 0, replications: int = 2000
+) -> statistics.Side:
+    scores, count = pad(table, tasks, slots)
+    drawn = statistics.side_draws(
+        key(seed), count, slots=scores.shape[1], replications=replications
+    )
+    return statistics.Side(scores, count, drawn)
 
 
 def oracle(table: Table) -> dict[str, float]:
@@ -86,35 +107,37 @@ class TestAggregates:
 
     def test_weights_are_repetitions(self) -> None:
         table = [[3.0, 1.0, 4.0, 1.0], [5.0, 9.0, 2.0, 6.0]]
-        weight = np.array([[2, 0, 1, 1], [0, 4, 0, 0]], np.float32)
+        weight = np.array([[2, 0, 1, 1], [0, 4, 0, 0]], np.uint8)
+        whole = np.ones((2, 4), np.uint8)
         repeated = [[3.0, 3.0, 4.0, 1.0], [9.0] * 4]
-        got = statistics.weighted_aggregates(*pad(table), weight)
-        for name, want in oracle(repeated).items():
-            np.testing.assert_allclose(getattr(got, name), want, rtol=1e-6)
+        got = weighted_aggregates(*pad(table), np.stack([weight, whole], axis=2))
+        for i, sample in enumerate((repeated, table)):
+            for name, want in oracle(sample).items():
+                np.testing.assert_allclose(getattr(got, name)[i], want, rtol=1e-6)
 
 
 class TestResample:
     def test_every_task_draws_its_own_runs_only(self) -> None:
         count = np.array([3, 1, 0, 5], np.int32)
         weight = np.asarray(resample(key(), count, 5, 400))
-        assert weight.shape == (400, 4, 5)
-        np.testing.assert_array_equal(weight.sum(axis=2), np.tile(count, (400, 1)))
+        assert weight.shape == (4, 5, 400)
+        np.testing.assert_array_equal(weight.sum(axis=1).T, np.tile(count, (400, 1)))
         for task, n in enumerate(count):
-            assert (weight[:, task, n:] == 0).all()
+            assert (weight[task, n:] == 0).all()
 
     def test_draws_are_uniform_and_tasks_independent(self) -> None:
         count = np.array([4, 4], np.int32)
         weight = np.asarray(resample(key(), count, 4, 20_000))
         # Each run is drawn Binomial(4, 1/4) times: mean 1, variance 3/4.
-        np.testing.assert_allclose(weight.mean(axis=0), 1.0, atol=0.03)
-        np.testing.assert_allclose(weight.var(axis=0), 0.75, atol=0.03)
-        correlation = np.corrcoef(weight[:, 0, 0], weight[:, 1, 0])[0, 1]
+        np.testing.assert_allclose(weight.mean(axis=2), 1.0, atol=0.03)
+        np.testing.assert_allclose(weight.var(axis=2), 0.75, atol=0.03)
+        correlation = np.corrcoef(weight[0, 0], weight[1, 0])[0, 1]
         assert abs(correlation) < 0.03
 
     def test_padding_changes_no_draw(self) -> None:
         small = resample(key(), np.array([3, 2], np.int32), 3, 50)
         large = resample(key(), np.array([3, 2, 0], np.int32), 7, 50)
-        np.testing.assert_array_equal(small, large[:, :2, :3])
+        np.testing.assert_array_equal(small, large[:2, :3])
 
 
 def exhaustive(table: Table) -> dict[str, np.ndarray]:
@@ -127,7 +150,7 @@ def exhaustive(table: Table) -> dict[str, np.ndarray]:
 class TestBootstrap:
     def test_interval_equals_the_exhaustive_one(self) -> None:
         table = [[10.0, 37.0, 61.0], [80.0, 95.5, 120.0]]  # 27 x 27 resamples
-        got = statistics.bootstrap(key(1), *pad(table))
+        got = bootstrap(table, 1)
         for name, samples in exhaustive(table).items():
             interval = getattr(got, name)
             # The distribution is discrete: the percentile may fall on either side of
@@ -137,11 +160,8 @@ class TestBootstrap:
                 assert below - 1e-3 <= float(end) <= above + 1e-3, name
 
     def test_same_key_same_bits_and_other_key_other_bits(self) -> None:
-        scores, count = pad(random_table((3, 3)))
-        first, again, other = (
-            statistics.bootstrap(key(seed), scores, count, replications=2000)
-            for seed in (1, 1, 2)
-        )
+        table = random_table((3, 3))
+        first, again, other = (bootstrap(table, seed, 2000) for seed in (1, 1, 2))
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
             np.testing.assert_array_equal(a, b)
         assert float(first.mean.low) != float(other.mean.low)
@@ -151,9 +171,7 @@ class TestBootstrap:
         for n in (10, 40):
             # The same quantiles of one normal distribution, so only n differs.
             column = scipy.stats.norm.ppf((np.arange(n) + 0.5) / n)
-            got = statistics.bootstrap(
-                key(), *pad([column.tolist()] * 3, 3, 40), replications=10_000
-            )
+            got = bootstrap([column.tolist()] * 3, replications=10_000)
             assert got.iqm.low <= got.iqm.value <= got.iqm.high
             widths.append(float(got.mean.high - got.mean.low))
         assert widths[0] / widths[1] == pytest.approx(2.0, rel=0.1)
@@ -167,14 +185,47 @@ class TestBootstrap:
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval
-        got = statistics.bootstrap(key(), *pad([row]), replications=20_000)
+        got = bootstrap([row], replications=20_000)
         assert float(got.mean.low) == pytest.approx(want.low, abs=0.4)
         assert float(got.mean.high) == pytest.approx(want.high, abs=0.4)
         assert float(got.task_mean.low[0]) == float(got.mean.low)
 
+    @pytest.mark.parametrize("counts", [(10,) * 12, (5, 5, 5, 5), (3, 7, 1), (1, 2)])
+    def test_intervals_are_those_of_numpy_on_the_same_draws(
+        self, counts: tuple[int, ...]
+    ) -> None:
+        table = random_table(counts, seed=4)
+        scores, count = pad(table)
+        drawn = statistics.draws(
+            key(3), count, slots=scores.shape[1], replications=2000
+        )
+        got = statistics.bootstrap(scores, count, drawn)
+        samples: dict[str, list[float]] = {}
+        for weight in np.moveaxis(np.asarray(drawn), -1, 1).reshape(-1, *scores.shape):
+            rows = [
+                np.repeat(row, w[: len(row)]).tolist()
+                for row, w in zip(table, weight, strict=True)
+            ]
+            for name, value in oracle(rows).items():
+                samples.setdefault(name, []).append(value)
+        for name, values in samples.items():
+            interval = getattr(got, name)
+            want = np.quantile(values, [0.025, 0.975])
+            ends = [float(interval.low), float(interval.high)]
+            np.testing.assert_allclose(ends, want, rtol=2e-5, err_msg=name)
+
+    def test_median_of_any_number_of_tasks(self) -> None:
+        rng = np.random.default_rng(0)
+        for tasks in (1, 2, 3, 5, 8, 13, 17):
+            values = rng.normal(size=(tasks, 50)).astype(np.float32)
+            there = np.arange(tasks + 3) < tasks
+            padded = np.concatenate([values, np.full((3, 50), np.nan, np.float32)])
+            got = statistics._median(padded, there)
+            np.testing.assert_allclose(got, np.median(values, axis=0), rtol=1e-6)
+
     def test_replications_must_fill_chunks(self) -> None:
         with pytest.raises(ValueError, match="1500 is no multiple of 1000"):
-            statistics.bootstrap(key(), *pad([[1.0, 2.0]]), replications=1500)
+            bootstrap([[1.0, 2.0]], replications=1500)
 
 
 class TestImprovement:
@@ -191,16 +242,18 @@ class TestImprovement:
             ]
         )
         for slots in (0, 9):
-            got = improvement(*pad(x, 4, slots), *pad(y, 4, slots))
-            assert float(got) == pytest.approx(want, abs=1e-6)
+            sides = []
+            for table in (x, y):
+                scores, count = pad(table, 4, slots)
+                there = np.arange(scores.shape[1]) < count[:, None]
+                sides += [scores, count, there.astype(np.uint8)[:, :, None]]
+            assert float(improvement(*sides)[0]) == pytest.approx(want, abs=1e-6)
 
     def test_identical_is_a_half_and_disjoint_is_one(self) -> None:
         table = random_table((5, 5))
         above = [[value + 1000 for value in row] for row in table]
         for x, want in ((table, 0.5), (above, 1.0)):
-            got = statistics.probability_of_improvement(
-                key(1), *pad(x), key(2), *pad(table)
-            )
+            got = statistics.probability_of_improvement(side(x, 1), side(table, 2))
             assert float(got.value) == want
             assert float(got.low) <= want <= float(got.high)
         assert float(got.low) == 1.0
@@ -213,11 +266,32 @@ class TestImprovement:
             for ys in itertools.product(y[0], repeat=3)
         ]
         got = statistics.probability_of_improvement(
-            key(1), *pad(x), key(2), *pad(y), replications=20_000
+            side(x, 1, replications=20_000), side(y, 2, replications=20_000)
         )
         for end, level in ((got.low, 0.025), (got.high, 0.975)):
             below, above = np.quantile(samples, [level - 0.004, level + 0.004])
             assert below - 1e-6 <= float(end) <= above + 1e-6
+
+    @pytest.mark.parametrize(
+        "counts", [(10, 10, 10, 10), (10,) * 12, (5,) * 7, (3, 7, 1), (2,)]
+    )
+    def test_interval_is_that_of_numpy_on_the_same_draws(
+        self, counts: tuple[int, ...]
+    ) -> None:
+        # Against a compiler that once fused draws and wins into wrong samples.
+        x, y = (random_table(counts, seed=seed) for seed in (5, 6))
+        slots = -(-max(counts) // 5) * 5
+        sides = [side(x, 1, len(x), slots), side(y, 2, len(y), slots)]
+        got = statistics.probability_of_improvement(*sides)
+        x_drawn, y_drawn = (np.asarray(s.drawn, np.float64) for s in sides)
+        samples = np.zeros(2000)
+        for t, n in enumerate(counts):
+            wins = np.greater.outer(np.array(x[t]), np.array(y[t])).astype(float)
+            wins += 0.5 * np.equal.outer(np.array(x[t]), np.array(y[t]))
+            drawn = (x_drawn[t, :n], wins, y_drawn[t, :n])
+            samples += np.einsum("sr,sq,qr->r", *drawn) / n**2 / len(counts)
+        want = np.quantile(samples.round(5), [0.025, 0.975])
+        np.testing.assert_allclose([got.low, got.high], want, atol=2e-5)
 
 
 class TestRank:

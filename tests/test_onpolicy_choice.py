@@ -65,14 +65,14 @@ ROWS = [
 def test_the_best_mean_over_tasks_is_chosen():
     """Small: (15 + 50) / 2.  Large: the diverged run counts as the 10 of its task's
     worst, (50 + 0) / 2."""
-    (ranked,) = choose.candidates(ROWS).values()
+    (ranked,) = choose.arms_of(ROWS).values()
     assert [one.setting for one in ranked] == [SMALL, LARGE]
-    assert [one.mean for one in ranked] == [32.5, 25.0]
-    assert ranked[0].values == {"actor_lr": "0.1"}
+    assert [one.merit for one in ranked] == [32.5, 25.0]
+    assert choose.varied(ranked[0].setting) == {"actor_lr": "0.1"}
 
 
 def test_the_table_shows_how_close_it_was():
-    text = choose.table(choose.candidates(ROWS))
+    text = choose.table(choose.arms_of(ROWS))
     last = [cell.strip() for cell in text.splitlines()[-1].strip("| ").split("|")]
     chosen = ["a2c@quick sgd", "2", "actor_lr 0.1"]
     assert last == [*chosen, "50.0", "15.0", "32.5", "25.0", "28.8"]
@@ -80,17 +80,17 @@ def test_the_table_shows_how_close_it_was():
 
 def test_settings_are_compared_on_the_same_runs():
     with pytest.raises(UsageError, match="3 of 4 runs are there"):
-        choose.candidates(ROWS[1:])
+        choose.arms_of(ROWS[1:])
 
 
 def test_test_rows_choose_nothing():
     with pytest.raises(UsageError, match="no rows of finished tuning runs"):
-        choose.candidates([row for row in ROWS if row.role == "test"])
+        choose.arms_of([row for row in ROWS if row.role == "test"])
 
 
 def test_raw_returns_choose_nothing():
     with pytest.raises(UsageError, match="no reference scores"):
-        choose.candidates([run(SMALL, 0, 1000, None)])
+        choose.arms_of([run(SMALL, 0, 1000, None)])
 
 
 GRID = """
@@ -130,10 +130,10 @@ def test_a_grid_is_every_combination(tmp_path):
 
 def test_chosen_settings_hold_what_the_grid_fixes(tmp_path):
     suite = suite_of(tmp_path, GRID.replace("hidden = [[8, 8], [16, 16]]\n", ""))
-    found = tomllib.loads(choose.settings(choose.candidates(ROWS), suite))
+    found = tomllib.loads(choose.settings(choose.arms_of(ROWS), suite))
     assert found["settings"]["a2c"]["sgd"] == {"optimiser": "sgd", "actor_lr": 0.1}
     with pytest.raises(UsageError, match="has no setting 'sgd,actor_lr"):
-        choose.settings(choose.candidates(ROWS), suite_of(tmp_path, GRID))
+        choose.settings(choose.arms_of(ROWS), suite_of(tmp_path, GRID))
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,12 @@ from test_leaderboard_board import (
 )
 
 from offrl_jax import page
+from offrl_jax.benchmark.suites import known_suites
 from offrl_jax.cli import _parse
 from offrl_jax.errors import ResultsError, UsageError
 from offrl_jax.leaderboard import text
-from offrl_jax.leaderboard.model import Cell
-from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.comparisons import improvements
 from offrl_jax.page import charts
-from offrl_jax.page.view import commands, surely_highest
 from offrl_jax.results import Row
 
 EVIL = "<script>window.hacked=1</script>\"'><img src=x onerror=hacked=1>"
@@ -212,21 +211,30 @@ def test_names_never_become_markup(tmp_path: Path) -> None:
         (make_rows("bc", even(50.0), seeds=1), "too narrow"),
         (
             [r for a in ("a", "b") for r in make_rows(a, even(50.0))],
-            "not surely better than b (0.50)",
+            "No agent leads: a, b have the same IQM, 50.0",
         ),
         (
             make_rows("good", even(90.0)) + make_rows("bad", even(10.0)),
-            "surely better than bad (1.00)",
+            "shown to win more often than bad (1.00)",
         ),
         (
             make_rows("bc", even(50.0), status="diverged", seeds=5),
-            "bc has the highest IQM: 0.0",
+            "bc has the highest IQM: 0.0 [0.0, 0.0].",
         ),
         (
             [make_row(seed=s, score=None, task=t) for t in TASKS for s in range(5)],
             "No ranking: raw returns",
         ),
-        (make_rows("bc", {TASKS[0]: 3.0}, returns=[float("nan")] * 3), "0.0"),
+        (
+            make_rows("bc", {TASKS[0]: 3.0}, returns=[float("nan")] * 3),
+            "bc has the highest IQM: 0.0",
+        ),
+        (
+            make_rows("a", {TASKS[0]: 50.0, TASKS[1]: 90.0}, seeds=5)
+            + make_rows("b", {TASKS[0]: 60.0, TASKS[1]: 60.0}, seeds=5)
+            + make_rows("c", {TASKS[0]: 52.0, TASKS[1]: 89.0}, seeds=5),
+            "not shown against",
+        ),
     ],
 )
 def test_what_it_says_in_short(rows: list[Row], words: str, tmp_path: Path) -> None:
@@ -244,7 +252,7 @@ def test_a_thousand_agents(tmp_path: Path) -> None:
     content = page.render(fill(tmp_path / "r", rows))
     matrix = read(content).tables[-1]
     assert len(matrix) == 31
-    assert "The first 30 of 1000 agents" in content
+    assert "The first 30 of 1000 agents, as in the charts" in content
     assert "the other 970 have a lower IQM" in content
 
 
@@ -258,22 +266,39 @@ def test_unfinished_folders(tmp_path: Path) -> None:
 
 
 def test_commands_are_ones_that_offrl_takes(tmp_path: Path) -> None:
-    own = {"protocol": {"episodes": 20, "evaluations": 4}, "suite": "run"}
-    for suite in ("quick", "run"):
-        rows = make_rows("td3_bc@quick", even(5.0), **{**own, "suite": suite})
+    own = {"protocol": {"episodes": 20, "evaluations": 4}}
+    for suite, setting in (("quick", "default"), ("run", "alpha=1.5,tau=0.01")):
+        rows = make_rows("td3_bc@quick", even(5.0), **own, suite=suite, setting=setting)
         section = only_section(fill(tmp_path / suite, rows))
         content = page.render(tmp_path / suite)
         (line,) = re.findall(r"<dd><code>(offrl [^<]*)</code>", content)
         parsed = _parse(shlex.split(line)[1:])
-        assert parsed.seeds == 10
-        assert parsed.updates == 100
+        tasks = tuple(task.task for task in section.tasks)
+        assert (parsed.seeds, parsed.updates) == (10, 100)
+        # Not the folder that the rows are in: there, all is done already.
+        assert parsed.results == Path("results/again")
         if suite == "run":
-            assert parsed.agent == "td3_bc@quick"
-            assert parsed.task == tuple(t.task for t in section.tasks)
+            assert (parsed.agent, parsed.task) == ("td3_bc@quick", tasks)
             assert (parsed.episodes, parsed.evaluations) == (20, 4)
+            assert parsed.set == ("alpha=1.5", "tau=0.01")
         else:
-            assert parsed.suite == "quick"
-        assert commands(section, ())  # no runs at all: still a command
+            assert parsed.suite in known_suites()
+            assert (parsed.agents, parsed.tasks) == (("td3_bc@quick",), tasks)
+    assert "does not come with the package" not in content
+    rows = make_rows("bc", even(5.0), suite="mine")
+    assert "The suite mine does not come" in page.render(fill(tmp_path / "m", rows))
+
+
+def test_an_agent_that_beats_the_leader_is_named(tmp_path: Path) -> None:
+    """The higher mean of the middle half, and yet the loser on two tasks of three."""
+    tasks = [f"a/b{i}-v0" for i in range(3)]
+    rows = make_rows("peak", dict(zip(tasks, (95.0, 50.0, 50.0), strict=True)))
+    rows += make_rows("steady", dict.fromkeys(tasks, 56.0))
+    content = page.render(fill(tmp_path / "r", rows))
+    assert "peak has the highest IQM" in content
+    chance = improvements(only_section(tmp_path / "r"))["peak", "steady"]
+    assert chance.value < 0.5
+    assert f"but loses more often than not to steady ({chance.value:.2f})" in content
 
 
 class TestCharts:
@@ -307,7 +332,10 @@ class TestCharts:
         ]
         placed = charts.place_names(dots, dict.fromkeys(range(4), 60.0))
         boxes = []
+        assert sum(dot.name == "name" for dot in placed) >= 3
         for dot in placed:
+            if not dot.name:
+                continue
             start = dot.name_x - (60 if dot.anchor == "end" else 0)
             assert start >= charts.LEFT
             assert start + 60 <= charts.WIDTH
@@ -334,17 +362,6 @@ class TestCharts:
         assert ends == {round(e.iqm.value, 0) for e in section.entries if e.iqm}
 
 
-def test_bold_is_surely_the_highest() -> None:
-    def cell(low: float | None, value: float, high: float | None) -> Cell:
-        own = (), (), Bounds(value, low, high), 0, (), (), (), None
-        return Cell("t", *own)
-
-    assert surely_highest([cell(8, 9, 10), cell(1, 2, 7.9)]) == 0
-    assert surely_highest([cell(8, 9, 10), cell(1, 2, 8.1)]) is None
-    assert surely_highest([cell(8, 9, 10), cell(None, 2, None)]) is None
-    assert surely_highest([cell(8, 9, 10)]) is None
-
-
 @pytest.mark.enable_socket
 def test_the_server_follows_the_folder(tmp_path: Path) -> None:
     folder = fill(tmp_path / "r", example_rows())
@@ -364,8 +381,13 @@ def test_the_server_follows_the_folder(tmp_path: Path) -> None:
         assert "rebrac" in ask("/")
         next((folder / "rows").iterdir()).write_text("{}\nnonsense\n")
         assert "cannot be drawn just now" in ask("/")
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
             ask("/etc/passwd")
+        elsewhere = urllib.request.Request(
+            f"http://127.0.0.1:{port}/", headers={"Host": f"evil.example:{port}"}
+        )
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(elsewhere)
         other = fill(tmp_path / "other", example_rows())
         with pytest.raises(UsageError, match=rf"port {port} .*taken"):
             page.server(other, port)

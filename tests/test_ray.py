@@ -58,7 +58,7 @@ def executor(home):
 
 
 def run(home, folder, executor, on_word=None, suite=SUITE):
-    """Runs the suite in the cluster; `on_word` is called at every word of a worker."""
+    """Runs the suite in the cluster; `on_word` hears of every word, by run id."""
     stream = io.StringIO()
     with Progress(stream) as progress:
         if on_word is not None:
@@ -66,7 +66,7 @@ def run(home, folder, executor, on_word=None, suite=SUITE):
 
             def heard(*args):
                 show(*args)
-                on_word(*args)
+                on_word(args[0])
 
             progress.show = heard
         outcome = run_suite(
@@ -95,7 +95,7 @@ def test_rows_are_those_of_this_process(home, executor, tmp_path):
 def test_a_worker_that_is_killed_is_replaced(home, executor, tmp_path):
     folder, killed = tmp_path / "out", []
 
-    def kill(name, label, done, total, note):
+    def kill(name):
         saved = list(folder.glob(f"checkpoints/{name}/[0-9]*"))
         if saved and not killed:
             (pid,) = (tmp_path / f"{name}.pids").read_text().split()
@@ -113,7 +113,7 @@ def test_a_worker_that_is_killed_is_replaced(home, executor, tmp_path):
 def test_ctrl_c_saves_and_the_same_command_continues(home, executor, tmp_path):
     folder, interrupted = tmp_path / "out", []
 
-    def interrupt(name, label, done, total, note):
+    def interrupt(name):
         if list(folder.glob("checkpoints/*/[0-9]*")) and not interrupted:
             interrupted.append(name)
             os.kill(os.getpid(), signal.SIGINT)

@@ -271,7 +271,8 @@ class TestReadRows:
         return path
 
     def record(self, **changes: Any) -> dict[str, Any]:
-        return {**dataclasses.asdict(make_row()), **changes}
+        """As a run writes it: `row_id` is that of the changed content."""
+        return dataclasses.asdict(make_row(**changes))
 
     def test_gzip_and_nested_folders(self, tmp_path: Path) -> None:
         line = json.dumps(self.record()).encode() + b"\n"
@@ -287,7 +288,7 @@ class TestReadRows:
             results.read_rows(tmp_path, silent)
 
     def test_order_is_independent_of_files(self, tmp_path: Path) -> None:
-        first, second = self.record(), self.record(seed=1, row_id="x")
+        first, second = self.record(), self.record(seed=1)
         self.write(tmp_path / "a", "1.jsonl", first, second)
         self.write(tmp_path / "b", "1.jsonl", second)
         self.write(tmp_path / "b", "2.jsonl", first)
@@ -305,16 +306,21 @@ class TestReadRows:
                 r"bad\.jsonl:2: field 'returns' is None, expected list",
             ),
             ({"status": "fine"}, r"bad\.jsonl:2: status 'fine'"),
-            ({"score": 1.0, "row_id": "y"}, r"bad\.jsonl:2: differs from .*:1"),
         ],
     )
     def test_refused_rows_name_file_and_line(
         self, tmp_path: Path, changes: dict[str, Any], match: str
     ) -> None:
-        self.write(tmp_path, "bad.jsonl", self.record(), self.record(**changes))
+        record = {**self.record(), **changes}
+        self.write(tmp_path, "bad.jsonl", self.record(), record)
         with pytest.raises(ResultsError, match=match) as caught:
             results.read_rows(tmp_path, silent)
         assert "\n" not in str(caught.value)
+
+    def test_two_rows_of_one_key_are_refused(self, tmp_path: Path) -> None:
+        self.write(tmp_path, "bad.jsonl", self.record(), self.record(score=1.0))
+        with pytest.raises(ResultsError, match=r"bad\.jsonl:2: differs from .*:1"):
+            results.read_rows(tmp_path, silent)
 
     def test_missing_field_and_bad_json(self, tmp_path: Path) -> None:
         record = self.record()
@@ -330,7 +336,7 @@ class TestReadRows:
         returns = [float(i) + 0.123456789 for i in range(100)]
         for agent in range(6):
             records = [
-                self.record(run_id=f"r{agent}", seed=i, row_id=f"{i}", returns=returns)
+                self.record(run_id=f"r{agent}", seed=i, returns=returns)
                 for i in range(1000)
             ]
             self.write(tmp_path, f"r{agent}.jsonl", *records)

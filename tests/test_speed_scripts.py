@@ -16,6 +16,7 @@ from rich.console import Console
 
 from offrl_jax.agents.registry import REGISTRY
 from offrl_jax.errors import UsageError
+from offrl_jax.leaderboard import build as build_leaderboard
 from offrl_jax.population import make_mesh
 from offrl_jax.types import Spec
 
@@ -36,6 +37,7 @@ def _load(name: str) -> ModuleType:
 
 updates = _load("updates")
 startup = _load("startup")
+leaderboards = _load("leaderboard")
 
 
 def test_synthetic_transitions_are_whole_episodes() -> None:
@@ -175,3 +177,29 @@ def test_startup_table_shows_medians() -> None:
     cells = [line.replace("│", " ").split() for line in lines if "│" in line]
     assert ["a", "end", "3.00", "1.00-9.00"] in cells
     assert ["two", "6.00", "2.00-18.00"] in cells
+
+
+def test_synthetic_results_are_a_whole_leaderboard(tmp_path: Path) -> None:
+    settings = leaderboards.Settings(agents=2, tasks=3, seeds=2, episodes=5)
+    rows = leaderboards.synthetic_rows(settings)
+    assert len(rows) == 3 + 2 * 3 * 2
+    leaderboards.write_rows(tmp_path, rows)
+    (section,) = build_leaderboard(tmp_path).sections
+    assert not section.partial and not section.warnings
+    assert len(section.entries) == 2 and len(section.tasks) == 3
+    assert all(task.ranked and task.behaviour is not None for task in section.tasks)
+    (first,) = [entry for entry in section.entries if entry.agent == "agent_000"]
+    values = tuple(row.score for row in rows if row.seed is not None)
+    assert first.cells[0].values == values[:2]
+
+
+def test_leaderboard_script_runs(tmp_path: Path) -> None:
+    options = "--agents 2 --tasks 2 --seeds 2 --episodes 3 --repeats 1"
+    command = [sys.executable, str(FOLDER / "leaderboard.py"), *options.split()]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "offrl leaderboard, filled cache" in done.stdout
+    assert "10 rows: 2 agents, 2 tasks, 2 seeds, 3 episodes" in done.stdout

@@ -7,9 +7,12 @@ Writes a results folder of made-up runs into a temporary folder, and times
 - in this process, one agent's aggregates over 12 tasks x 10 seeds with all bootstrap
   replications, draws included, after compilation;
 - `offrl leaderboard` over the whole folder as a process of its own, from start to end,
-  once with an empty compilation cache and then with the one that this has filled.
+  once with an empty compilation cache and then with the one that this has filled;
+- the same with `--format html`, which draws learning curves as well, of `--evaluations`
+  rows a run (1, the last one, unless set), and the size of that page.
 
-The table shows best, median and range: on a machine with other work the best says most.
+The table shows best, median and range: on a machine with other work the best says most,
+and the CPU's seconds more than the clock's.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class Settings:
       tasks: of every agent.
       seeds: runs per agent and task.
       episodes: of every run.
+      evaluations: of every run; those before the last one are of ten episodes.
       seed: of the made-up returns.
       repeats: measurements of each.
     """
@@ -57,12 +61,13 @@ class Settings:
     tasks: int = 30
     seeds: int = 10
     episodes: int = 100
+    evaluations: int = 1
     seed: int = 0
     repeats: int = 5
 
 
 def synthetic_rows(settings: Settings) -> list[Row]:
-    """Valid final rows, agents a few points apart, and one behaviour row per task."""
+    """Valid rows, agents a few points apart, and one behaviour row per task."""
     rng = np.random.default_rng(settings.seed)
     rows = [
         _row(BEHAVIOUR, task, None, rng.normal(20.0, 10.0, settings.episodes))
@@ -74,11 +79,18 @@ def synthetic_rows(settings: Settings) -> list[Row]:
             for seed in range(settings.seeds):
                 centre = level + rng.normal(0.0, 8.0)
                 scores = rng.normal(centre, 15.0, settings.episodes)
-                rows.append(_row(f"agent_{agent:03d}", task, seed, scores))
+                name = f"agent_{agent:03d}"
+                for k in range(1, settings.evaluations):
+                    share = k / settings.evaluations
+                    few = rng.normal(share * centre, 15.0, 10)
+                    rows.append(_row(name, task, seed, few, round(100_000 * share)))
+                rows.append(_row(name, task, seed, scores))
     return rows
 
 
-def _row(agent: str, task: int, seed: int | None, scores: np.ndarray) -> Row:
+def _row(
+    agent: str, task: int, seed: int | None, scores: np.ndarray, step: int = 100_000
+) -> Row:
     """A row whose returns are ten times the scores of its episodes."""
     data = agent == BEHAVIOUR
     return Row(
@@ -94,10 +106,10 @@ def _row(agent: str, task: int, seed: int | None, scores: np.ndarray) -> Row:
         recipe_hash=None,
         dataset_hash="0123456789abcdef",
         seed=seed,
-        step=0 if data else 100_000,
+        step=0 if data else step,
         updates_total=0 if data else 100_000,
         phase_updates={} if data else {"train": 100_000},
-        protocol={"episodes": len(scores)},
+        protocol={"episodes": 100, "curve_episodes": 10},
         returns=(10.0 * scores).tolist(),
         lengths=[1000] * len(scores),
         successes=None,
@@ -141,14 +153,17 @@ def time_bootstrap(repeats: int) -> list[float]:
     return found[1:]
 
 
-def time_command(folder: Path, environment: Mapping[str, str]) -> float:
-    """Seconds of `offrl leaderboard`, from the process's start to its end.
+def time_command(
+    folder: Path, environment: Mapping[str, str], *options: str
+) -> tuple[float, float]:
+    """Seconds of `offrl leaderboard` from start to end, by the clock and of the CPU.
 
     Raises:
       RuntimeError: it failed; the message ends in its last line.
     """
     command = [sys.executable, "-m", "offrl_jax.cli", "leaderboard", str(folder)]
-    start = time.perf_counter()
+    command += options
+    start, cpu_start = time.perf_counter(), _cpu_of_children()
     done = subprocess.run(
         command, env=dict(environment), capture_output=True, text=True, check=False
     )
@@ -158,7 +173,12 @@ def time_command(folder: Path, environment: Mapping[str, str]) -> float:
         raise RuntimeError(
             f"offrl leaderboard exited with {done.returncode}: {lines[-1]}"
         )
-    return total
+    return total, _cpu_of_children() - cpu_start
+
+
+def _cpu_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def tabulate(measured: Mapping[str, Sequence[float]]) -> Table:
@@ -182,18 +202,30 @@ def main(settings: Settings) -> None:
     load_before = os.getloadavg()[0]
     rows = synthetic_rows(settings)
     name = f"{statistics.REPLICATIONS:,} replications, {TASKS} tasks x {SEEDS} seeds"
-    measured = {name: time_bootstrap(settings.repeats)}
+    measured: dict[str, Sequence[float]] = {name: time_bootstrap(settings.repeats)}
     with tempfile.TemporaryDirectory() as folder:
         results, cache = Path(folder) / "results", Path(folder) / "cache"
         write_rows(results, rows)
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        measured["offrl leaderboard, empty cache"] = [
-            time_command(results, environment)
-        ]
-        measured["offrl leaderboard, filled cache"] = [
-            time_command(results, environment) for _ in range(settings.repeats)
-        ]
+        name = "offrl leaderboard"
+        cold = [time_command(results, environment)]
+        warm = [time_command(results, environment) for _ in range(settings.repeats)]
+        page = Path(folder) / "page.html"
+        options = ("--format", "html", "--out", str(page))
+        drawn = [
+            time_command(results, environment, *options)
+            for _ in range(settings.repeats + 1)
+        ][1:]
+        size = page.stat().st_size
+    for what, runs in (
+        (f"{name}, empty cache", cold),
+        (f"{name}, filled cache", warm),
+        (f"{name} --format html, filled cache", drawn),
+    ):
+        wall, cpu = zip(*runs, strict=True)
+        measured[what] = wall
+        measured[f"{what}, CPU"] = cpu
     console = Console()
     console.print(tabulate(measured))
     versions = " ".join(
@@ -202,7 +234,9 @@ def main(settings: Settings) -> None:
     )
     console.print(
         f"{len(rows):,} rows: {settings.agents} agents, {settings.tasks} tasks, "
-        f"{settings.seeds} seeds, {settings.episodes} episodes; {os.cpu_count()} cores "
+        f"{settings.seeds} seeds, {settings.episodes} episodes, "
+        f"{settings.evaluations} evaluations; a page of {size / 1e6:.2f} MB; "
+        f"{os.cpu_count()} cores "
         f"({platform.machine()}), load before {load_before:.2f}, Python "
         f"{platform.python_version()}, {versions}; {settings.repeats} repeats",
         soft_wrap=True,

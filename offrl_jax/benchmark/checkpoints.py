@@ -66,7 +66,12 @@ class Checkpoints:
 
     def generations(self) -> list[int]:
         """Serial numbers of the complete checkpoints, ascending."""
-        found = (path.name for path in self.folder.iterdir() if path.is_dir())
+        return self.serials(self.folder)
+
+    @staticmethod
+    def serials(folder: Path) -> list[int]:
+        """`generations` of a folder that is only looked at."""
+        found = (path.name for path in folder.iterdir() if path.is_dir())
         return sorted(int(name) for name in found if name.isdigit())
 
     def save(self, state: Any, meta: dict[str, Any], keep: int = 2) -> None:

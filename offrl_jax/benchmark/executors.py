@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import jax
-
 from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
+from offrl_jax.benchmark.overview import Machine, this_machine
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.catalogue import LoadedTask
 from offrl_jax.results import Job, RowFile, lock_path, row_path, try_lock
@@ -43,8 +42,8 @@ class Ran(NamedTuple):
 class Executor(Protocol):
     """Runs jobs somewhere, each in one process that holds the job's lock."""
 
-    def devices(self) -> tuple[int, str]:
-        """Number and platform of the devices that one job gets."""
+    def machine(self, memory_gib: float | None) -> Machine:
+        """What one job gets, with `memory_gib` as the limit if it is given."""
         ...
 
     def run(
@@ -61,7 +60,7 @@ class Executor(Protocol):
           jobs: of the plan.
           tasks: loaded tasks by id.
           folder: of the results.
-          progress: bars.
+          progress: bars; it knows the jobs (`begin_jobs`).
           stop: asked all the time; when true, jobs are saved and left.
 
         Raises:
@@ -80,10 +79,9 @@ class LocalExecutor:
         """
         self._wait = wait
 
-    def devices(self) -> tuple[int, str]:
-        """Number and platform of this process's devices."""
-        found = jax.local_devices()
-        return len(found), found[0].platform
+    def machine(self, memory_gib: float | None) -> Machine:
+        """All that this process has."""
+        return this_machine(memory_gib)
 
     def run(
         self,
@@ -99,8 +97,6 @@ class LocalExecutor:
         """
         ran, elsewhere, failed = 0, 0, []
         todo, told = list(jobs), set()
-        if todo:
-            progress.begin_all("all", len(todo))
         while todo:
             held: list[Job] = []
             for job in todo:
@@ -116,16 +112,16 @@ class LocalExecutor:
                     if is_finished(job, folder, progress.say):
                         elsewhere += len(job.members)
                     else:
+                        progress.begin_job(job.run_id)
                         try:
                             run_job(job, tasks, folder, progress, stop)
                             ran += 1
                         except Stopped:
                             return Ran(ran, elsewhere, tuple(failed), stopped=True)
                         except JobFailed as error:
-                            failed.append(failure(job, str(error)))
-                            progress.end(failed[-1])
-                            continue
-                progress.advance_all(1)
+                            failed.append(f"{job.run_id}: {error}")
+                            progress.say(failed[-1])
+                progress.end_job(job.run_id)
             if len(held) == len(todo) and not self._wait:
                 break
             if len(held) == len(todo):
@@ -145,8 +141,3 @@ def is_finished(job: Job, folder: Path, say: Callable[[str], None]) -> bool:
         for member in job.members
         for step in job.eval_steps
     )
-
-
-def failure(job: Job, reason: str) -> str:
-    """The line about a job that failed."""
-    return f"{job.run_id}: {reason}; try a smaller --max-parallel"

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from offrl_jax.benchmark import provenance
 from offrl_jax.benchmark.checkpoints import Checkpoints
+from offrl_jax.benchmark.parts import (
+    Part,
+    folder_of,
+    is_out_of_memory,
+    join,
+    part_of,
+    read_parts,
+    restore,
+    write_parts,
+)
 from offrl_jax.benchmark.preparation import prepare
 from offrl_jax.benchmark.progress import Reporter
-from offrl_jax.benchmark.recording import record_point, recording_steps
+from offrl_jax.benchmark.recording import (
+    record_point,
+    recording_steps,
+    row_of,
+    write_failure,
+)
 from offrl_jax.catalogue import LoadedTask, episode_scores
 from offrl_jax.envs.base import PureEnv
 from offrl_jax.evaluation import EpisodeResults, Evaluator
@@ -79,22 +95,102 @@ def run_job(
     Raises:
       Stopped: see `stop`.
       ResultsError: a row, point or checkpoint could not be written.
-      JobFailed: the device gave up, for lack of memory most likely; rows say so.
+      JobFailed: the device gave up, or single runs need more memory than it has; rows
+        say so, and all other runs are finished.
     """
     with (
         RowFile(row_path(folder, job.run_id), progress.say) as rows,
         MetricFile(metric_path(folder, job.run_id), progress.say) as points,
     ):
+        files = _Files(rows, points, checkpoint_path(folder, job.run_id))
         try:
-            run = _Run(job, tasks, folder, rows, points, progress, stop)
+            failed = _run_parts(job, tasks, files, progress, stop)
+        except jax.errors.JaxRuntimeError as error:
+            reason = _reason(error)
+            write_failure(job, rows, reason)
+            raise JobFailed(reason) from error
+    if failed:
+        raise JobFailed(
+            f"{len(failed)} of {len(job.members)} runs need more memory than there is, "
+            f"each by itself ({failed[-1]}); make batch_size or hidden smaller"
+        )
+
+
+class _Files(NamedTuple):
+    """Where a job writes: rows, points, and the folder of its checkpoints."""
+
+    rows: RowFile
+    points: MetricFile
+    checkpoints: Path
+
+
+def _run_parts(
+    job: Job,
+    tasks: Mapping[str, LoadedTask],
+    files: _Files,
+    progress: Reporter,
+    stop: Callable[[], bool],
+) -> list[str]:
+    """Runs a job whole, or in the parts that memory forced it into, now or before.
+
+    Returns:
+      The reasons of runs that do not even fit alone.
+    """
+    path = files.checkpoints
+    parts = read_parts(path, job)
+    failed: list[str] = []
+    template: Any = None
+    position = 0
+    while position < len(parts):
+        part = parts[position]
+        own = part_of(job, part)
+        if len(parts) > 1 and _has_all_rows(own, files.rows):
+            position += 1
+            continue
+        try:
+            run = _Run(job, part, tasks, files, progress, stop)
             try:
-                run.run()
+                template = run.run()
             finally:
                 run.close()
-        except jax.errors.JaxRuntimeError as error:
-            reason = str(error).splitlines()[0][:160]
-            _write_failure(job, rows, reason)
-            raise JobFailed(reason) from error
+            position += 1
+            continue
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = _reason(error)
+        # Beyond the handler, whose traceback holds the arrays that did not fit.
+        run = None
+        gc.collect()
+        if part.size == 1:
+            write_failure(own, files.rows, reason)
+            failed.append(reason)
+            position += 1
+            continue
+        parts[position : position + 1] = part.halves()
+        write_parts(path, parts)
+        progress.say(
+            f"{job.run_id}: {part.size} runs at once need more memory than there is "
+            f"({reason}); they go on in halves, and their rows will say split_changed"
+        )
+    if len(parts) > 1 and not failed and template is not None:
+        join(path, job, parts, template, progress.say)
+    return failed
+
+
+def _has_all_rows(job: Job, rows: RowFile) -> bool:
+    """Whether every member has its last row, and none of them failed."""
+    there = rows.row_ids.keys() - rows.failed
+    return all(
+        (job.run_id, m.task, m.setting, m.seed, job.updates_total) in there
+        for m in job.members
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, shortened."""
+    lines = str(error).splitlines()
+    return lines[0][:160] if lines else type(error).__name__
 
 
 class _Run:
@@ -107,49 +203,52 @@ class _Run:
 
     def __init__(
         self,
-        job: Job,
+        whole: Job,
+        part: Part,
         tasks: Mapping[str, LoadedTask],
-        folder: Path,
-        rows: RowFile,
-        points: MetricFile,
+        files: _Files,
         progress: Reporter,
         stop: Callable[[], bool],
     ) -> None:
-        self.job = job
+        self.whole, self.part = whole, part
+        self.job = job = part_of(whole, part)
         self.tasks = tasks
-        self.rows = rows
-        self.points = points
+        self.files = files
+        self.rows, self.points = files.rows, files.points
         self.progress = progress
         self.stop = stop
         self.checkpoints = Checkpoints(
-            checkpoint_path(folder, job.run_id), say=progress.say
+            folder_of(files.checkpoints, whole, part), say=progress.say
         )
         self.ready = prepare(job, tasks)
-        self.clock = _Clock()
+        self.clock = _Clock(split_changed=part.size < len(whole.members))
         self.saved_at = time.monotonic()
         self.all_updates = sum(job.phase_updates.values())
         self.evaluators: dict[tuple[str, int], Evaluator] = {}
         self.note = ""
         self.sums: list[Sums] = []
 
-    def run(self) -> None:
+    def run(self) -> Any:
+        """Trains and evaluates to the end; returns what was saved last."""
         job, agent = self.job, self.ready.agent
         state = self.ready.population.init(self.ready.streams, self.ready.own_hyper)
         args = (state, self.ready.table, self.ready.task, self.ready.hyper)
         self.sums = [empty(*args) for empty in self.ready.population.no_sums]
         phase, state = self._resume(state)
         label = f"{job.agent} on {_subject(job)}, {len(job.members)} runs"
-        self.progress.begin(label, self.all_updates, self._done(phase, state))
+        done = self._done(phase, state)
+        self.progress.begin(label, self.all_updates, done, len(job.members))
         for index in range(phase, len(agent.phases)):
             if index > phase:
                 state = self.ready.population.next_phase(state)
             state = self._train_phase(index, state)
-        self._save(len(agent.phases) - 1, state, keep=1)
+        saved = self._save(len(agent.phases) - 1, state, keep=1)
         speed = len(job.members) * self.all_updates / max(self.clock.train, 1e-9)
         self.progress.end(
             f"{label}: done, {self.clock.train:.0f} s of training, "
             f"{self.clock.compile:.0f} s of compilation, {speed:,.0f} updates/s"
         )
+        return saved
 
     def close(self) -> None:
         """Frees simulators and their threads."""
@@ -159,7 +258,13 @@ class _Run:
 
     def _resume(self, state: PopulationState) -> tuple[int, PopulationState]:
         """The phase and state to continue with."""
-        found = self.checkpoints.restore(self._saved(state))
+        found = restore(
+            self.files.checkpoints,
+            self.whole,
+            self.part,
+            self._saved(state),
+            self.progress.say,
+        )
         if found is None:
             return 0, state
         saved, meta = found
@@ -191,15 +296,18 @@ class _Run:
             "obs_stats": self.ready.stats,
         }
 
-    def _save(self, phase: int, state: PopulationState, keep: int = 2) -> None:
+    def _save(self, phase: int, state: PopulationState, keep: int = 2) -> Any:
+        saved = self._saved(state)
         meta = {
             "phase": phase,
+            "updates": self._done(phase, state),
             "clock": dataclasses.asdict(self.clock),
             "split": self._split(),
             "versions": _compilers(),
         }
-        self.checkpoints.save(self._saved(state), meta, keep)
+        self.checkpoints.save(saved, meta, keep)
         self.saved_at = time.monotonic()
+        return saved
 
     def _done(self, phase: int, state: PopulationState) -> int:
         """Updates of all phases done so far."""
@@ -345,7 +453,7 @@ class _Run:
             if result is None
             else jax.tree.map(lambda leaf: leaf.tolist(), result)
         )
-        return _row_of(
+        return row_of(
             self.job,
             index,
             step=step,
@@ -361,60 +469,6 @@ class _Run:
             eval_s=eval_s,
             versions={**provenance.versions(), **simulators},
             population=self._split(),
-        )
-
-
-def _row_of(job: Job, index: int, **outcome: Any) -> Row:
-    """The row of a member: what the plan says of it, and what became of it."""
-    member = job.members[index]
-    return Row(
-        run_id=job.run_id,
-        suite=job.suite,
-        role=job.role,
-        agent=job.agent,
-        config=job.config,
-        setting=member.setting,
-        hyper=member.hyper,
-        task=member.task,
-        family=member.family,
-        recipe_hash=job.datasets[member.task]["recipe_hash"],
-        dataset_hash=job.datasets[member.task]["dataset_hash"],
-        seed=member.seed,
-        updates_total=job.updates_total,
-        phase_updates=job.phase_updates,
-        protocol=job.protocol,
-        device=provenance.device(),
-        flags=provenance.flags(),
-        commit=provenance.commit(),
-        **outcome,
-    )
-
-
-def _write_failure(job: Job, rows: RowFile, reason: str) -> None:
-    """Rows that say why a job's runs have no result; a later attempt replaces them."""
-    for index, member in enumerate(job.members):
-        step = job.updates_total
-        if (job.run_id, member.task, member.setting, member.seed, step) in rows.row_ids:
-            continue
-        rows.append(
-            _row_of(
-                job,
-                index,
-                step=step,
-                returns=[],
-                lengths=[],
-                successes=None,
-                score=None,
-                status="failed",
-                error=reason,
-                split_changed=False,
-                updates_per_s=None,
-                wall_s=None,
-                compile_s=None,
-                eval_s=None,
-                versions=provenance.versions(),
-                population=dict(job.split),
-            )
         )
 
 

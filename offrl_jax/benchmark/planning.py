@@ -8,13 +8,13 @@ and written into the plan; a resume uses them again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
+from offrl_jax.benchmark.splitting import cut, fewest_devices, in_rounds, named
 from offrl_jax.benchmark.suites import ALL_AGENTS, Suite
 from offrl_jax.catalogue import LoadedTask, is_online
 from offrl_jax.datasets import transforms
@@ -78,6 +78,7 @@ def check_request(
     families: Iterable[str],
     overrides: Mapping[str, Any],
     max_parallel: int | None,
+    waves: int = 1,
 ) -> None:
     """Tells what is wrong with a request before anything is generated or written.
 
@@ -86,6 +87,7 @@ def check_request(
       families: of its tasks.
       overrides: settings for every agent.
       max_parallel: largest number of members in one population, or None.
+      waves: groups of seeds.
 
     Raises:
       UsageError: an unknown agent, preset or setting, a setting of the wrong type, a
@@ -93,6 +95,8 @@ def check_request(
     """
     if max_parallel is not None and max_parallel < 1:
         raise UsageError(f"--max-parallel must be at least 1, got {max_parallel}")
+    if waves < 1:
+        raise UsageError(f"--waves must be at least 1, got {waves}")
     for name in suite.settings:
         get_entry(name)
     for label in agent_labels(suite):
@@ -202,6 +206,8 @@ def wanted_jobs(
     Raises:
       UsageError: an unknown agent, preset or setting, or a setting of the wrong type.
     """
+    if suite.selection is not None and not suite.choices:
+        raise ValueError("nothing was chosen yet; pass the suite to selection.chosen")
     jobs: list[Job] = []
     for label in agent_labels(suite):
         base, preset = parse_label(label)
@@ -209,7 +215,15 @@ def wanted_jobs(
         settings = suite.settings.get(base, {DEFAULT_SETTING: {}})
         # One compiled program holds one environment that it learns in.
         groups: dict[tuple[Any, Spec, str | None], list[Member]] = {}
+        protocol, choice = (
+            dataclasses.asdict(suite.protocol),
+            suite.choices.get(label),
+        )
+        if choice is not None:
+            protocol["selection"] = dict(choice.record)
         for task in tasks:
+            if choice is not None and choice.values:
+                settings = {choice.setting: choice.values[task.task.id]}
             for setting, values in settings.items():
                 config, hyper = resolve(
                     entry,
@@ -247,7 +261,7 @@ def wanted_jobs(
             }
             phase_updates[policy.name] = updates
             jobs.append(
-                _named(
+                named(
                     Job(
                         run_id="",
                         suite=suite.name,
@@ -260,7 +274,7 @@ def wanted_jobs(
                         eval_steps=evaluation_steps(
                             updates, suite.protocol.evaluations, stride
                         ),
-                        protocol=dataclasses.asdict(suite.protocol),
+                        protocol=protocol,
                         split=dataclasses.asdict(split)
                         | {"devices": fewest_devices(len(members), split.devices)},
                         source_hash=source_hash,
@@ -286,15 +300,6 @@ def _setting_name(setting: str, overrides: Mapping[str, Any]) -> str:
     return changes if setting == DEFAULT_SETTING else f"{setting},{changes}"
 
 
-def fewest_devices(members: int, devices: int) -> int:
-    """The fewest devices on which no device has more members than on `devices`.
-
-    Ten members on eight devices are two each on five: three less to pad and to fill
-    with data.
-    """
-    return -(-members // -(-members // devices))
-
-
 def _pretraining_updates(suite: Suite, stride: int) -> int:
     """As set, else a tenth of the policy's; a multiple of `stride`, at least one."""
     updates = suite.pretraining_updates or suite.updates * PRETRAINING_SHARE
@@ -314,18 +319,15 @@ def config_from_plain(config: type, plain: Mapping[str, Any]) -> Any:
     )
 
 
-def _named(job: Job) -> Job:
-    """The job with the run id that its content gives it."""
-    content = dataclasses.asdict(job)
-    digest = hashlib.sha256(strict_json(content).encode()).hexdigest()[:10]
-    return dataclasses.replace(job, run_id=f"{job.agent.replace('@', '-')}-{digest}")
-
-
 def plan_missing(
     wanted: Sequence[Job],
     plan: Plan | None,
     rows: Iterable[Row],
     say: Callable[[str], None],
+    *,
+    most: Callable[[Job], int] = lambda job: len(job.members),
+    waves: int = 1,
+    seconds: Callable[[Job], float | None] = lambda job: None,
 ) -> tuple[Plan, list[Job]]:
     """What is still to be done, as a plan and the jobs to run.
 
@@ -338,9 +340,14 @@ def plan_missing(
       plan: what the results folder holds, or None.
       rows: all rows of the results folder.
       say: takes messages for the user.
+      most: how many members of a job fit into one population; asked of new jobs only,
+        since a job that was begun keeps its split.
+      waves: into how many groups of seeds new jobs are cut.
+      seconds: estimated duration of a job, None where nothing is known.
 
     Returns:
-      The new plan, and its jobs that are not finished, in the order of `wanted`.
+      The new plan, and its jobs that are not finished: in the order of `wanted`, those
+      with the first seeds first (`splitting.in_rounds`).
     """
     owners: dict[str, list[str]] = {}
     for row in rows:
@@ -392,7 +399,10 @@ def plan_missing(
             for run_id, members in adopted.items()
         ]
         if missing:
-            to_run += _chunks(dataclasses.replace(job, members=tuple(missing)))
+            new = dataclasses.replace(job, members=tuple(missing))
+            limit = job.split["max_parallel"] or len(missing)
+            to_run += cut(new, min(limit, most(new)), waves)
+    to_run = in_rounds(to_run, seconds)
 
     # What other suites began in the same folder stays in the plan, for them to finish.
     asked = {member_identity(job, member) for job in wanted for member in job.members}
@@ -403,24 +413,3 @@ def plan_missing(
         if rest and job.run_id not in planned:
             waiting.append(dataclasses.replace(job, members=tuple(rest)))
     return Plan(schema=SCHEMA, jobs=(*kept, *waiting, *to_run)), to_run
-
-
-def _chunks(job: Job) -> list[Job]:
-    """The job in populations of at most `max_parallel` members."""
-    limit = job.split["max_parallel"] or len(job.members)
-    parts = []
-    available = job.split["devices"]
-    for start in range(0, len(job.members), limit):
-        members = job.members[start : start + limit]
-        used = {member.task for member in members}
-        datasets = {task: job.datasets[task] for task in job.datasets if task in used}
-        devices = fewest_devices(len(members), available)
-        part = dataclasses.replace(
-            job,
-            run_id="",
-            members=members,
-            datasets=datasets,
-            split={**job.split, "devices": devices},
-        )
-        parts.append(_named(part))
-    return parts

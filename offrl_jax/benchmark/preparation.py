@@ -21,7 +21,13 @@ from offrl_jax.envs.base import HostEnv, PureEnv
 from offrl_jax.evaluation import standardise
 from offrl_jax.population import Population, make_mesh, make_population, place
 from offrl_jax.results import Job
-from offrl_jax.sources import DataTable, dataset_sampler, no_data, stack_tasks
+from offrl_jax.sources import (
+    DataTable,
+    Source,
+    dataset_sampler,
+    no_data,
+    stack_tasks,
+)
 from offrl_jax.types import Agent, Hyper, ObsStats, Transitions
 
 
@@ -102,6 +108,14 @@ def stream(task_id: str, seed: int) -> int:
     return int(sequence.generate_state(1)[0])
 
 
+def source_of(agent: Agent, tasks: Sequence[LoadedTask]) -> Source:
+    """Where an agent's batches come from: the data, or the environment of the tasks."""
+    if agent.collection is None:
+        return dataset_sampler()
+    (learns_in,) = {str(one.task.env_id) for one in tasks}
+    return on_policy_collector(envs.make_pure(learns_in), agent.collection)
+
+
 def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
     """Builds agent, population and data of a job, on its recorded number of devices."""
     entry = get_entry(parse_label(job.agent)[0])
@@ -110,14 +124,12 @@ def prepare(job: Job, tasks: Mapping[str, LoadedTask]) -> Prepared:
     loaded = [tasks[name] for name in names]
     agent = entry.make(config, loaded[0].spec)
     task = np.array([names.index(member.task) for member in job.members], np.int32)
+    source = source_of(agent, loaded)
     if agent.collection is None:
-        source = dataset_sampler()
         prepared = prepare_tasks(loaded, config.obs_transform, config.reward_transform)
         table = stack_tasks([transitions for transitions, _ in prepared])
         each = [stats for _, stats in prepared]
     else:
-        (learns_in,) = {str(one.task.env_id) for one in loaded}
-        source = on_policy_collector(envs.make_pure(learns_in), agent.collection)
         table = no_data(loaded[0].spec, len(loaded))
         each = [obs_stats("none", one.train.obs) for one in loaded]
     stats = jax.tree.map(lambda *leaves: np.stack(leaves)[task], *each)

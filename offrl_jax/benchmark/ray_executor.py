@@ -13,14 +13,18 @@ import contextlib
 import dataclasses
 import logging
 import os
+import platform
 import socket
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offrl_jax.benchmark.executors import Ran
+from offrl_jax.benchmark.memory import GIB, Memory
+from offrl_jax.benchmark.overview import Machine
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.ray_worker import Mailbox, Verdict, work
 from offrl_jax.errors import ResultsError, UsageError
@@ -67,7 +71,7 @@ def cluster(
         takes `$RAY_ADDRESS`, and without it starts a cluster on this machine, which
         only this machine can reach and which ends with the block.
       wait: stay until no job is left to other commands.
-      cpus: cores of one job; default all of the smallest node's, on nodes with GPUs
+      cpus: cores of one job; default all that most nodes have, on nodes with GPUs
         those that fall to one of them.
 
     Raises:
@@ -157,29 +161,42 @@ class RayExecutor:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
         if with_gpu:
-            cores = [node.get("CPU", 0) // node["GPU"] for node in with_gpu]
+            cores = [int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu]
         else:
-            cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
+            cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
         if not cores or max(cores) < (cpus or 0):
             raise UsageError(
                 f"--ray-cpus {cpus}: no node of the Ray cluster has so many cores"
                 if cores
                 else "no node of the Ray cluster has a core for jobs"
             )
-        self._resources = {
-            "num_cpus": cpus or int(min(cores)),
-            "num_gpus": int(bool(with_gpu)),
-        }
+        self._platform = "gpu" if with_gpu else "cpu"
+        # A head with few cores must not make all jobs small.
+        common = Counter(cores)
+        self._cores = max(common, key=lambda each: (common[each], each))
+        self._cpus = cpus or (min(cores) if with_gpu else self._cores)
+        shares = [
+            node["memory"] * min(1.0, self._cpus / max(node.get("CPU", 0), 1))
+            for node in (with_gpu or nodes)
+            if node.get("memory")
+        ]
+        self._memory = int(min(shares)) if shares else None
 
-    def devices(self) -> tuple[int, str]:
+    def machine(self, memory_gib: float | None) -> Machine:
         """A GPU for each job where there are any, else its cores.
 
-        JAX_NUM_CPU_DEVICES says otherwise, as it does in this process.
+        JAX_NUM_CPU_DEVICES says otherwise, as it does in this process.  Of GPUs the
+        memory is unknown here; a job's share of a node's is what Ray counts with.
         """
-        if self._resources["num_gpus"]:
-            return 1, "gpu"
-        asked = os.environ.get("JAX_NUM_CPU_DEVICES")
-        return int(asked or self._resources["num_cpus"]), "cpu"
+        given = None if memory_gib is None else int(memory_gib * GIB)
+        if self._platform == "gpu":
+            memory = None if given is None else Memory(given, shared=False)
+            return Machine(1, "gpu", memory, "1 x gpu")
+        devices = int(os.environ.get("JAX_NUM_CPU_DEVICES") or self._cpus)
+        words = f"cpu ({platform.machine()}, {self._cores} cores)"
+        found = given or self._memory
+        memory = None if found is None else Memory(found, shared=True)
+        return Machine(devices, "cpu", memory, f"{devices} x {words}")
 
     def run(
         self,
@@ -206,19 +223,29 @@ class RayExecutor:
             .remote()
         )
         # A process per job: JAX's devices and their memory go with it.
-        options: dict[str, Any] = {"max_calls": 1, "max_retries": 0, **self._resources}
-        alone: Any = ray.remote(**options)
+        alone: Any = ray.remote(
+            max_calls=1,
+            max_retries=0,
+            num_cpus=self._cpus,
+            num_gpus=int(self._platform == "gpu"),
+        )
         task: Any = alone(work)
         environment = {
             name: value
             for name, value in os.environ.items()
             if name.startswith(_PASSED_ON)
         }
-        data_dir, platform = str(self._store.path.absolute()), self.devices()[1]
+        if self._platform == "cpu":
+            environment = {
+                "JAX_NUM_CPU_DEVICES": str(self._cpus),
+                "JAX_PLATFORMS": "cpu",
+                **environment,
+            }
+        data_dir = str(self._store.path.absolute())
 
         def submit(job: Job) -> Any:
             return task.remote(
-                job, data_dir, folder.absolute(), mailbox, environment, platform
+                job, data_dir, folder.absolute(), mailbox, environment, self._platform
             )
 
         driver = _Driver(submit, mailbox, progress, stop, self._wait)
@@ -237,7 +264,7 @@ class _Attempt:
       patient_until: until when a held lock is waited for.
       retry_at: when to submit it.
       begun: whether its worker has told anything.
-      done: updates that were told.
+      done: updates that were told, summed over members.
       done_at_loss: updates that were told when a worker was lost.
       losses: workers lost since it last got further.
     """
@@ -246,8 +273,8 @@ class _Attempt:
     patient_until: float
     retry_at: float = 0.0
     begun: bool = False
-    done: int = 0
-    done_at_loss: int = -1
+    done: float = 0.0
+    done_at_loss: float = -1.0
     losses: int = 0
 
 
@@ -284,8 +311,6 @@ class _Driver:
         """
         now = time.monotonic()
         self._waiting = [_Attempt(job, now + PATIENCE_SECONDS) for job in jobs]
-        if jobs:
-            self._progress.begin_all("all", len(jobs))
         free_since, ended_at_pass = now, 0
         while self._waiting or self._running:
             stopping = self._stopping()
@@ -347,10 +372,8 @@ class _Driver:
                 self._progress.say(line)
             if name in by_name:
                 by_name[name].begun = True
-                by_name[name].done = max(by_name[name].done, state.done)
-                self._progress.show(
-                    name, state.label, state.done, state.total, state.note
-                )
+                by_name[name].done = max(by_name[name].done, state.amount)
+                self._progress.show(name, *state[:-1])
         return ended
 
     def _verdict(self, ref: Any) -> Verdict:
@@ -383,6 +406,11 @@ class _Driver:
         except RayError:
             return Verdict("lost", "it was killed or died")
 
+    def _fail(self, job: Job, why: str) -> None:
+        self._failed.append(f"{job.run_id}: {why}")
+        self._progress.say(self._failed[-1])
+        self._progress.end_job(job.run_id)
+
     def _judge(self, attempt: _Attempt, verdict: Verdict) -> None:
         """Draws the consequences of an attempt's end."""
         job, now = attempt.job, time.monotonic()
@@ -390,24 +418,24 @@ class _Driver:
         if verdict.how in ("done", "elsewhere"):
             self._ran += verdict.how == "done"
             self._elsewhere += len(job.members) * (verdict.how == "elsewhere")
-            self._progress.advance_all(1)
+            self._progress.end_job(job.run_id)
         elif verdict.how == "stopped":
             self._waiting.append(attempt)
         elif verdict.how == "failed":
-            self._failed.append(f"{job.run_id}: {verdict.why}")
-            self._progress.say(self._failed[-1])
+            self._fail(job, verdict.why)
         elif verdict.how == "unwritable":
             self._unwritable = self._unwritable or verdict.why
         elif verdict.how == "lost":
             further = attempt.done > attempt.done_at_loss
             attempt.losses = 1 if further else attempt.losses + 1
             attempt.done_at_loss = max(attempt.done, attempt.done_at_loss)
-            lost = f"{job.run_id}: its worker is lost ({verdict.why})"
+            lost = f"its worker is lost ({verdict.why})"
             if attempt.losses >= LOSSES:
-                self._failed.append(f"{lost}, {LOSSES} times without getting further")
-                self._progress.say(self._failed[-1])
+                self._fail(job, f"{lost}, {LOSSES} times without getting further")
                 return
-            self._progress.say(f"{lost}; another continues from the last checkpoint")
+            self._progress.say(
+                f"{job.run_id}: {lost}; another continues from the last checkpoint"
+            )
             attempt.patient_until = now + ZOMBIE_SECONDS
             self._waiting.append(attempt)
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offrl_jax.errors import DataError, OffrlError, ResultsError
-from offrl_jax.results import Job, lock_path, row_path, try_lock
+from offrl_jax.results import Job, lock_path, plan_path, row_path, try_lock
 
 if TYPE_CHECKING:
     from offrl_jax.catalogue import LoadedTask
@@ -23,12 +23,13 @@ TELL_SECONDS = 1.0
 
 
 class State(NamedTuple):
-    """What a worker last told: its bar, and lines to keep."""
+    """What a worker last told: its bar, updates summed over members, lines to keep."""
 
     label: str = ""
     done: int = 0
     total: int = 0
     note: str = ""
+    amount: float = 0.0
     said: tuple[str, ...] = ()
 
 
@@ -68,6 +69,7 @@ class Link:
         self._job = job
         self._rows = row_path(folder, job.run_id)
         self._state = State(label=job.run_id)
+        self._members, self._ended = 1, 0.0
         self._guard = threading.Lock()
         self._closed = threading.Event()
         self.stopped = False
@@ -88,18 +90,22 @@ class Link:
         with self._guard:
             self._state = self._state._replace(said=(*self._state.said, line))
 
-    def begin(self, label: str, total: int, done: int = 0) -> None:
+    def begin(self, label: str, total: int, done: int = 0, members: int = 1) -> None:
         """See `Reporter`."""
+        self._members = members
         with self._guard:
-            self._state = self._state._replace(label=label, total=total, done=done)
+            self._state = self._state._replace(label=label, total=total)
+        self.update(done, "")
 
     def update(self, done: int, note: str) -> None:
         """See `Reporter`."""
         with self._guard:
-            self._state = self._state._replace(done=done, note=note)
+            amount = self._ended + self._members * done
+            self._state = self._state._replace(done=done, note=note, amount=amount)
 
     def end(self, line: str) -> None:
         """See `Reporter`."""
+        self._ended += self._members * self._state.total
         self.say(line)
 
     def _run(self) -> None:
@@ -113,7 +119,10 @@ class Link:
         with self._guard:
             state, self._state = self._state, self._state._replace(said=())
         wanted = len(self._job.members) * len(self._job.eval_steps)
-        rows = self._rows.read_bytes().count(b"\n") if self._rows.exists() else 0
+        try:
+            rows = self._rows.read_bytes().count(b"\n")
+        except OSError:  # none yet, or a file server that is away for a moment
+            rows = 0
         note = f"{state.note}, {rows} of {wanted} rows".removeprefix(", ")
         try:
             self.stopped |= ray.get(
@@ -138,9 +147,6 @@ def work(
 ) -> Verdict:
     """Runs a job in this process, a fresh worker; everything ends as a `Verdict`."""
     os.environ.update(environment)
-    if platform == "cpu":
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(job.split["devices"]))
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
     from offrl_jax.benchmark import provenance
@@ -149,6 +155,10 @@ def work(
     from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
 
     host = socket.gethostname()
+    if not plan_path(folder).is_file():
+        return Verdict(
+            "failed", f"{host} does not see {folder}; all nodes must share it"
+        )
     try:
         with try_lock(lock_path(folder, job.run_id)) as ours:
             if not ours:
@@ -173,7 +183,7 @@ def work(
     except ResultsError as error:
         return Verdict("unwritable", str(error))
     except JobFailed as error:
-        return Verdict("failed", f"{error}; try a smaller --max-parallel")
+        return Verdict("failed", str(error))
     except OffrlError as error:
         return Verdict("failed", f"{error} (on {host})")
 

@@ -1,12 +1,14 @@
-"""When training metrics are written, and as what."""
+"""What is written of a job: rows, and when and as what training metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from offrl_jax.results import Job, MetricFile, MetricPoint
+from offrl_jax.benchmark import provenance
+from offrl_jax.results import Job, MetricFile, MetricPoint, Row, RowFile
 
 POINTS = 50
 """Points per phase."""
@@ -73,3 +75,57 @@ def record_point(
 def _shortest(value: np.floating) -> float:
     """The float with the fewest digits that name this float32: 0.1, not 0.100000001."""
     return float(str(np.float32(value)))
+
+
+def row_of(job: Job, index: int, **outcome: Any) -> Row:
+    """The row of a member: what the plan says of it, and what became of it."""
+    member = job.members[index]
+    return Row(
+        run_id=job.run_id,
+        suite=job.suite,
+        role=job.role,
+        agent=job.agent,
+        config=job.config,
+        setting=member.setting,
+        hyper=member.hyper,
+        task=member.task,
+        family=member.family,
+        recipe_hash=job.datasets[member.task]["recipe_hash"],
+        dataset_hash=job.datasets[member.task]["dataset_hash"],
+        seed=member.seed,
+        updates_total=job.updates_total,
+        phase_updates=job.phase_updates,
+        protocol=job.protocol,
+        device=provenance.device(),
+        flags=provenance.flags(),
+        commit=provenance.commit(),
+        **outcome,
+    )
+
+
+def write_failure(job: Job, rows: RowFile, reason: str) -> None:
+    """Rows that say why a job's runs have no result; a later attempt replaces them."""
+    for index, member in enumerate(job.members):
+        step = job.updates_total
+        if (job.run_id, member.task, member.setting, member.seed, step) in rows.row_ids:
+            continue
+        rows.append(
+            row_of(
+                job,
+                index,
+                step=step,
+                returns=[],
+                lengths=[],
+                successes=None,
+                score=None,
+                status="failed",
+                error=reason,
+                split_changed=False,
+                updates_per_s=None,
+                wall_s=None,
+                compile_s=None,
+                eval_s=None,
+                versions=provenance.versions(),
+                population=dict(job.split),
+            )
+        )

@@ -12,27 +12,34 @@ from pathlib import Path
 
 import numpy as np
 
-from offrl_jax.benchmark import provenance
+from offrl_jax.benchmark import provenance, speeds
 from offrl_jax.benchmark.executors import Executor, LocalExecutor
-from offrl_jax.benchmark.planning import (
-    Split,
-    agent_labels,
-    check_request,
-    plan_missing,
-    wanted_jobs,
+from offrl_jax.benchmark.memory import check_given
+from offrl_jax.benchmark.overview import (
+    Limits,
+    Overview,
+    Planner,
+    env_of,
+    member_updates,
+    overview,
+    speed_table,
+    work,
 )
+from offrl_jax.benchmark.planning import agent_labels, check_request
 from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.selection import chosen, other_data
 from offrl_jax.benchmark.suites import Suite
 from offrl_jax.catalogue import (
     LoadedTask,
     Task,
     get_task,
-    how_to_get,
     is_online,
     is_present,
     load_task,
     normalised_score,
+    peek_task,
 )
+from offrl_jax.datasets.getting import how_to_get
 from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, UsageError
@@ -48,6 +55,7 @@ from offrl_jax.results import (
     write_plan,
 )
 
+NO_LIMITS = Limits()
 PLAN_SECONDS = 300.0
 """Longest wait for others that plan in the same folder: an array of jobs, say."""
 
@@ -203,7 +211,7 @@ def run_suite(
     progress: Progress,
     *,
     skip_missing: bool = False,
-    max_parallel: int | None = None,
+    limits: Limits = NO_LIMITS,
     overrides: Mapping[str, str] | None = None,
     executor: AbstractContextManager[Executor] | None = None,
 ) -> Outcome:
@@ -215,7 +223,7 @@ def run_suite(
       folder: of results; created if need be.
       progress: entered already.
       skip_missing: leave out tasks whose data is absent, instead of refusing.
-      max_parallel: largest number of members in one population.
+      limits: of populations.
       overrides: settings for every agent, as strings (`--set`).
       executor: what runs the jobs, entered here; default this process.
 
@@ -224,12 +232,11 @@ def run_suite(
     """
     agent_labels(suite)  # an unknown agent is told before absent data
     found = find_tasks(suite, store, progress.say, skip_missing)
-    families = [task.family for task in found]
-    check_request(suite, families, overrides or {}, max_parallel)
+    _check(suite, found, limits, overrides)
+    suite = chosen(suite, progress.say)
     with executor or nullcontext(LocalExecutor()) as running:
-        split = Split(*running.devices(), max_parallel)
         return _plan_and_run(
-            suite, found, store, folder, progress, split, overrides, running
+            suite, found, store, folder, progress, limits, overrides, running
         )
 
 
@@ -239,15 +246,20 @@ def _plan_and_run(
     store: Store,
     folder: Path,
     progress: Progress,
-    split: Split,
+    limits: Limits,
     overrides: Mapping[str, str] | None,
     executor: Executor,
 ) -> Outcome:
     tasks = [load_checked(task.id, store, progress.say) for task in found]
-    wanted = wanted_jobs(suite, tasks, split, provenance.source_hash(), overrides)
+    for line in other_data(suite.choices, tasks):
+        progress.say(line)
+    machine = executor.machine(limits.memory_gib)
+    planner = Planner(suite, tasks, limits, machine, overrides)
+    # Memory is estimated before the lock is taken, for that takes a while.
+    planner.plan(read_plan(folder), read_rows(folder, _silent), _silent)
     with lock(lock_path(folder, "plan"), PLAN_SECONDS):
         rows = read_rows(folder, progress.say)
-        plan, jobs = plan_missing(wanted, read_plan(folder), rows, progress.say)
+        plan, jobs = planner.plan(read_plan(folder), rows, progress.say)
         write_plan(folder, plan)
         for task in tasks:
             if is_online(task.task.id):
@@ -256,13 +268,83 @@ def _plan_and_run(
             with RowFile(row_path(folder, row.run_id), progress.say) as file:
                 if row.key not in file.row_ids:
                     file.append(row)
-    by_id = {task.task.id: task for task in tasks}
+    by_id = dict(planner.tasks)
     for name in {task for job in jobs for task in job.datasets} - set(by_id):
         # A job that was begun is finished whole, tasks that are not asked for included.
         by_id[name] = load_checked(name, store, progress.say)
-    asked = sum(len(job.members) for job in wanted)
+    asked = sum(len(job.members) for job in planner.wanted)
     open_runs = sum(len(job.members) for job in jobs)
+    amounts = {job.run_id: work(job, folder) for job in jobs}
+    everything = member_updates(planner.wanted)
+    finished = everything - sum(amount.total for amount in amounts.values())
+    progress.begin_jobs(amounts, max(0.0, finished))
     with _stop_on_interrupt(progress) as stop:
         done = executor.run(jobs, by_id, folder, progress, stop)
+    if done.ran:
+        ids = {job.run_id for job in jobs}
+        new = [row for row in read_rows(folder, _silent) if row.run_id in ids]
+        speeds.keep(speed_table(), speeds.of_rows(new, env_of(by_id)))
     already = max(0, asked - open_runs) + done.elsewhere
     return Outcome(done.ran, already, done.failed, done.busy, done.stopped)
+
+
+def look_ahead(
+    suite: Suite,
+    store: Store,
+    folder: Path,
+    *,
+    skip_missing: bool = False,
+    limits: Limits = NO_LIMITS,
+    overrides: Mapping[str, str] | None = None,
+    executor: AbstractContextManager[Executor] | None = None,
+) -> Overview:
+    """What `run_suite` would do; makes no data and writes nothing.
+
+    Args:
+      suite: what is asked for.
+      store: of datasets; a task whose data are not there yet is planned without.
+      folder: of results; need not exist.
+      skip_missing: as in `run_suite`.
+      limits: of populations.
+      overrides: as in `run_suite`.
+      executor: as in `run_suite`.
+
+    Raises:
+      OffrlError: as `run_suite`.
+    """
+    agent_labels(suite)
+    said: list[str] = []
+    found = find_tasks(suite, store, said.append, skip_missing)
+    _check(suite, found, limits, overrides)
+    suite = chosen(suite, said.append)
+    tasks = [peek_task(task.id, store) for task in found]
+    waiting = [one.task.id for one in tasks if _is_to_be_made(one)]
+    if waiting:
+        said.append(
+            f"data made on use, not counted in the memory: {', '.join(waiting)}"
+        )
+    with executor or nullcontext(LocalExecutor()) as running:
+        machine = running.machine(limits.memory_gib)
+    planner = Planner(suite, tasks, limits, machine, overrides)
+    rows = read_rows(folder, said.append)
+    seen = overview(suite, planner, read_plan(folder), rows, folder)
+    return dataclasses.replace(seen, said=(*said, *seen.said))
+
+
+def _is_to_be_made(task: LoadedTask) -> bool:
+    return task.dataset_hash is None and not is_online(task.task.id)
+
+
+def _check(
+    suite: Suite,
+    found: Sequence[Task],
+    limits: Limits,
+    overrides: Mapping[str, str] | None,
+) -> None:
+    check_given(limits.memory_gib)
+    families = [task.family for task in found]
+    check_request(suite, families, overrides or {}, limits.max_parallel, limits.waves)
+
+
+def _silent(line: str) -> None:
+    """Takes messages that were or will be told."""

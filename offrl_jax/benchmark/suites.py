@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from offrl_jax.benchmark.rules import Choice, Selection
+from offrl_jax.benchmark.search import drawn_settings
 from offrl_jax.errors import UsageError, unknown_name
 
 ALL_AGENTS = "*"
@@ -71,6 +73,9 @@ class Suite:
         An agent without an entry runs its default setting.
       role: `test`, or `tune`: its runs choose settings, and no leaderboard counts them.
       first_seed: tuning seeds must be other ones than those of the test.
+      selection: how the settings of agents without an entry in `settings` are chosen
+        from the runs of a suite that tunes; None: they run their defaults.
+      choices: by label, what was chosen; of `selection.chosen`, never of a file.
     """
 
     name: str
@@ -87,6 +92,8 @@ class Suite:
     pretraining_updates: int = 0
     role: str = "test"
     first_seed: int = 0
+    selection: Selection | None = None
+    choices: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("seeds", "updates"):
@@ -111,6 +118,10 @@ class Suite:
             raise UsageError(
                 "pretraining_updates must be at least 0, got "
                 f"{self.pretraining_updates}"
+            )
+        if self.selection is not None and self.role != "test":
+            raise UsageError(
+                f"suite '{self.name}' tunes and has a selection; only a test has one"
             )
         if not self.tasks:
             raise UsageError(f"suite '{self.name}' has no tasks")
@@ -157,6 +168,8 @@ _KINDS = {
     "agents": list,
     "settings": dict,
     "grids": dict,
+    "search": dict,
+    "selection": dict,
     "protocol": dict,
     "seeds": int,
     "updates": int,
@@ -171,21 +184,31 @@ _KINDS = {
 
 def _parse(path: Path, table: dict[str, Any]) -> Suite:
     table = {"name": path.stem, "description": "", "preset": "", **table}
-    fields = {field.name for field in dataclasses.fields(Suite)}
     for name, value in table.items():
-        if name not in fields | {"grids"}:
-            raise unknown_name(f"entry in suite file {path}:", name, fields)
+        if name not in _KINDS:
+            raise unknown_name(f"entry in suite file {path}:", name, _KINDS)
         kind = _KINDS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UsageError(
                 f"suite file {path}: '{name}' must be of type {kind.__name__}, "
                 f"got {value!r}"
             )
-    if "grids" in table:
-        table["settings"] = _with_grids(path, table)
-        del table["grids"]
-    optional = {"settings", "protocol", "pretraining_updates", "role", "first_seed"}
-    missing = fields - set(table) - optional
+    for agent, named in table.get("settings", {}).items():
+        if not _is_table_of_tables(named):
+            raise UsageError(
+                f"suite file {path}: [settings.{agent}] must hold tables, one for "
+                f"each setting to be run, such as [settings.{agent}.mine]"
+            )
+    if {"grids", "search"} & set(table):
+        table["settings"] = _all_settings(path, table)
+        table.pop("grids", None)
+        table.pop("search", None)
+    required = {
+        field.name
+        for field in dataclasses.fields(Suite)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    missing = required - {"protocol"} - set(table)
     if missing:
         raise UsageError(f"suite file {path}: '{sorted(missing)[0]}' is missing")
     protocol = table.pop("protocol", {})
@@ -204,46 +227,76 @@ def _parse(path: Path, table: dict[str, Any]) -> Suite:
                 raise UsageError(
                     f"suite file {path}: {entry!r} is no name of anything in '{name}'"
                 )
-    for agent, named in table.get("settings", {}).items():
-        if not _is_table_of_tables(named):
-            raise UsageError(
-                f"suite file {path}: [settings.{agent}] must hold tables, one for "
-                f"each setting to be run, such as [settings.{agent}.mine]"
-            )
+    if "selection" in table:
+        table["selection"] = _selection(path, table["selection"])
     lists = {name: tuple(table.pop(name)) for name in ("tasks", "agents")}
     return Suite(protocol=Protocol(**protocol), **lists, **table)
 
 
-def _with_grids(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a suite file, and those that its grids stand for.
+def _selection(path: Path, table: Mapping[str, Any]) -> Selection:
+    """`[selection]` of a suite file."""
+    kinds = {"from": str, "rule": str, "incomplete": bool, "other_updates": bool}
+    for name, value in table.items():
+        if name not in kinds:
+            raise unknown_name(f"selection entry in suite file {path}:", name, kinds)
+        if type(value) is not kinds[name]:
+            raise UsageError(
+                f"suite file {path}: selection entry '{name}' must be of type "
+                f"{kinds[name].__name__}, got {value!r}"
+            )
+    for name in ("from", "rule"):
+        if name not in table:
+            raise UsageError(f"suite file {path}: selection entry '{name}' is missing")
+    rest = {name: value for name, value in table.items() if name != "from"}
+    return Selection(source=table["from"], **rest)
+
+
+def _all_settings(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a suite file, and those of its grids and searches.
 
     `[grids.AGENT.NAME]` holds a list of alternatives per entry; every combination is a
-    setting, called NAME and after the entries that have several.
+    setting, called NAME and after the entries that have several.  `[search.AGENT.NAME]`
+    is explained by `search`.
     """
     settings = {
         agent: dict(named) for agent, named in table.get("settings", {}).items()
     }
-    for agent, grids in table["grids"].items():
-        if not _is_table_of_tables(grids):
-            raise UsageError(
-                f"suite file {path}: [grids.{agent}] must hold tables, such as "
-                f"[grids.{agent}.mine]"
-            )
-        for title, grid in grids.items():
-            for entry, values in grid.items():
-                if not isinstance(values, list) or not values:
-                    raise UsageError(
-                        f"suite file {path}: '{entry}' of [grids.{agent}.{title}] must "
-                        f"be a list of alternatives, got {values!r}"
-                    )
-            for chosen in itertools.product(*grid.values()):
-                values = dict(zip(grid, chosen, strict=True))
-                varied = [f"{k}={v}" for k, v in values.items() if len(grid[k]) > 1]
-                name = ",".join([title, *varied])
-                if name in settings.setdefault(agent, {}):
-                    raise UsageError(f"suite file {path}: two settings '{name}'")
-                settings[agent][name] = values
+    for kind, expanded in (("grids", _combinations), ("search", drawn_settings)):
+        for agent, named in table.get(kind, {}).items():
+            if not _is_table_of_tables(named):
+                raise UsageError(
+                    f"suite file {path}: [{kind}.{agent}] must hold tables, such as "
+                    f"[{kind}.{agent}.mine]"
+                )
+            own = settings.setdefault(agent, {})
+            for title, inner in named.items():
+                where = f"[{kind}.{agent}.{title}] in suite file {path}"
+                for name, values in expanded(where, agent, title, inner).items():
+                    if name in own:
+                        raise UsageError(f"suite file {path}: two settings '{name}'")
+                    own[name] = values
     return settings
+
+
+def _combinations(
+    where: str, agent: str, title: str, grid: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The settings of one grid, by name."""
+    del agent
+    for entry, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(
+                f"'{entry}' of {where} must be a list of alternatives, got {values!r}"
+            )
+    found: dict[str, dict[str, Any]] = {}
+    for chosen in itertools.product(*grid.values()):
+        values = dict(zip(grid, chosen, strict=True))
+        varied = [f"{k}={v}" for k, v in values.items() if len(grid[k]) > 1]
+        name = ",".join([title, *varied])
+        if name in found:
+            raise UsageError(f"{where}: two settings '{name}'")
+        found[name] = values
+    return found
 
 
 def _is_table_of_tables(value: object) -> bool:

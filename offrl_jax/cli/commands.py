@@ -13,9 +13,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
+from offrl_jax.cli.compare_command import Compare
 from offrl_jax.cli.data_commands import Data
+from offrl_jax.cli.figures_command import Figures
 from offrl_jax.cli.options import (
     HERE,
+    Amount,
     Count,
     DataDir,
     Folder,
@@ -24,6 +27,7 @@ from offrl_jax.cli.options import (
     Settings,
     Where,
 )
+from offrl_jax.cli.reproduce_command import Reproduce
 from offrl_jax.cli.running import (
     default_suite,
     open_store,
@@ -31,6 +35,7 @@ from offrl_jax.cli.running import (
     run_and_draw,
     show,
     show_final_metrics,
+    show_plan,
     tell,
     tell_some,
     write,
@@ -65,7 +70,16 @@ class Benchmark:
     results: Folder = None
     """Results folder. Default: results/SUITE."""
     max_parallel: Count = None
-    """Largest number of runs in one compiled program. Default: all that fit a shape."""
+    """Largest number of runs in one compiled program. Default: all of one shape that
+    fit into memory."""
+    waves: Annotated[int, arg(metavar="N")] = 1
+    """Train the seeds in N groups, every agent's first group before any second one: a
+    leaderboard of all agents exists early."""
+    memory: Amount = None
+    """GiB that a program may use on each device, on a CPU in all. Default: most of what
+    is free."""
+    plan: bool = False
+    """Only show what would be run, with memory and time. Writes nothing."""
     skip_missing: bool = False
     """Leave out tasks whose data is absent, instead of refusing."""
     data_dir: DataDir = None
@@ -73,6 +87,7 @@ class Benchmark:
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
+        from offrl_jax.benchmark.overview import Limits
         from offrl_jax.benchmark.suites import load_suite
 
         self.where.configure_jax()
@@ -89,12 +104,17 @@ class Benchmark:
                 raise UsageError(f"--{name} needs at least one name")
         suite = dataclasses.replace(suite, **changes)
         folder = self.results or Path("results") / suite.name
+        limits = Limits(self.max_parallel, self.waves, self.memory)
+        if self.plan:
+            return show_plan(
+                suite, folder, self.data_dir, self.where, limits, self.skip_missing
+            )
         return run_and_draw(
             suite,
             folder,
             self.data_dir,
             self.where,
-            max_parallel=self.max_parallel,
+            limits=limits,
             skip_missing=self.skip_missing,
         )
 
@@ -127,11 +147,15 @@ class Run:
     """Points of the learning curve."""
     max_parallel: Count = None
     """Largest number of runs in one compiled program."""
+    memory: Amount = None
+    """GiB that a program may use on each device, on a CPU in all. Default: most of what
+    is free."""
     data_dir: DataDir = None
     where: Where = HERE
 
     def run(self) -> int:
         """Runs and draws; the exit code is 0 when nothing is missing."""
+        from offrl_jax.benchmark.overview import Limits
         from offrl_jax.benchmark.suites import Protocol, Suite
 
         self.where.configure_jax()
@@ -151,7 +175,7 @@ class Run:
             self.results,
             self.data_dir,
             self.where,
-            max_parallel=self.max_parallel,
+            limits=Limits(self.max_parallel, memory_gib=self.memory),
             overrides=parse_settings(self.set),
         )
         if code == 0:
@@ -168,10 +192,12 @@ class Leaderboard:
 
     results: Positional[Annotated[Path, arg(metavar="DIR")]]
     """Results folder."""
-    format: Literal["table", "md", "csv", "json", "html"] = "table"
+    format: Literal["table", "md", "latex", "csv", "json", "html"] = "table"
     """What to write; html is one page that needs no network."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write. Default: the screen."""
+    pool_protocols: bool = False
+    """Let runs that differ in evaluation episodes, curve or seed share a table."""
     serve: bool = False
     """Serve the page on this machine, and follow a benchmark that runs."""
     port: Annotated[int, arg(metavar="N")] = 8470
@@ -189,20 +215,21 @@ class Leaderboard:
         from offrl_jax import leaderboard, page
 
         if self.serve:
-            with page.server(self.results, self.port) as serving:
+            pooled = self.pool_protocols
+            with page.server(self.results, self.port, pool_protocols=pooled) as serving:
                 host, port = serving.server_address[:2]
                 print(f"http://{host!s}:{port} follows {self.results}; Ctrl-C stops it")
                 sys.stdout.flush()
                 serving.serve_forever()
         if self.format == "html":
-            content = page.render(self.results)
+            content = page.render(self.results, pool_protocols=self.pool_protocols)
             if self.out is None:
                 print(content, end="")
                 return 0
             write(self.out, content)
             print(f"wrote {self.out}")
             return 0
-        board = leaderboard.build(self.results)
+        board = leaderboard.build(self.results, self.pool_protocols)
         if self.out is None:
             show(board, self.format)
             return 0
@@ -416,9 +443,12 @@ Command = (
     Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Run, subcommand("run")]
     | Annotated[Leaderboard, subcommand("leaderboard")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Curves, subcommand("curves")]
     | Annotated[Progress, subcommand("progress")]
+    | Annotated[Figures, subcommand("figures")]
     | Annotated[Tuning, subcommand("tuning")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Agents, subcommand("agents")]
     | Annotated[Tasks, subcommand("tasks")]

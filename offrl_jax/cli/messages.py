@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 
 _NOT_WHOLE = r"\1 is not a whole number"
+_NO_NUMBER = r"\1 is not a number"
 _PLAINER = (
     (r"invalid literal for int\(\) with base 10: ('.*')", _NOT_WHOLE),
     (r"no type matching .*INT could be instantiated from \[('.*')\]", _NOT_WHOLE),
+    (r"no type matching .*FLOAT could be instantiated from \[('.*')\]", _NO_NUMBER),
     (r"'None', |, 'None'", ""),
     (r"Expected 1 values", "Expected one value"),
 )
-"""What tyro says, as patterns, and how a person would; its numbers are all whole."""
+"""What tyro says, as patterns, and how a person would."""
 
 
 def one_line(box: str, arguments: Sequence[str]) -> str:
@@ -45,5 +47,5 @@ def _subcommands(arguments: Sequence[str]) -> list[str]:
         actions = ("list", "prepare", "generate", "check", "import")
         return ["data", *(word for word in arguments[1:2] if word in actions)]
     known = ("benchmark", "run", "leaderboard", "curves", "progress", "embed")
-    known += ("agents", "tasks", "doctor")
+    known += ("compare", "figures", "tuning", "reproduce", "agents", "tasks", "doctor")
     return [word for word in arguments[:1] if word in known]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # A hint of "" hides tyro's "(default: None)": the text says what happens without it.
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Amount = Annotated[float | None, arg(metavar="GIB", help_behavior_hint="")]
 Names = Annotated[
     tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")
 ]
@@ -49,7 +50,7 @@ class Where:
     ] = None
     """The cluster's head, or auto. Default: $RAY_ADDRESS, else this machine alone."""
     ray_cpus: Count = None
-    """Cores for each population. Default: all of a node's."""
+    """Cores for each population. Default: all that most nodes have."""
     wait: bool = False
     """Stay until other commands have finished what they hold, and take over what they
     leave."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from offrl_jax.errors import ResultsError, UsageError
 
 if TYPE_CHECKING:
+    from offrl_jax.benchmark.overview import Limits
     from offrl_jax.benchmark.suites import Suite
     from offrl_jax.cli.options import Where
     from offrl_jax.datasets.store import Store
@@ -129,8 +130,8 @@ def run_and_draw(
     data_dir: Path | None,
     where: Where,
     *,
+    limits: Limits,
     overrides: Mapping[str, str] | None = None,
-    max_parallel: int | None = None,
     skip_missing: bool = False,
 ) -> int:
     """Runs what is missing of `suite`, then draws all that the folder holds.
@@ -158,7 +159,7 @@ def run_and_draw(
             folder,
             progress,
             skip_missing=skip_missing,
-            max_parallel=max_parallel,
+            limits=limits,
             overrides=overrides,
             executor=where.open(store),
         )
@@ -196,6 +197,35 @@ def run_and_draw(
         f"metrics: {folder}/metrics/*.jsonl   figures: offrl curves {folder} --out FILE"
     )
     return code
+
+
+def show_plan(
+    suite: Suite,
+    folder: Path,
+    data_dir: Path | None,
+    where: Where,
+    limits: Limits,
+    skip_missing: bool,
+) -> int:
+    """Prints what `run_and_draw` would do, and does none of it.
+
+    Raises:
+      OffrlError: as `run_and_draw`.
+    """
+    from offrl_jax import reports
+    from offrl_jax.benchmark.runner import look_ahead
+
+    store = open_store(data_dir)
+    seen = look_ahead(
+        suite,
+        store,
+        folder,
+        skip_missing=skip_missing,
+        limits=limits,
+        executor=where.open(store),
+    )
+    reports.plan(seen)
+    return 0
 
 
 COLUMNS = 4

@@ -30,6 +30,7 @@ __all__ = [
     "HostEnv",
     "PureEnv",
     "TimeStep",
+    "is_pure",
     "known",
     "make",
     "make_pure",
@@ -84,6 +85,11 @@ def make(env_id: str) -> PureEnv | HostEnv:
 
         return GymnasiumEnv(env_id.removeprefix(_BRIDGE))
     raise unknown_name("environment", env_id, known())
+
+
+def is_pure(env_id: str) -> bool:
+    """Whether `make` gives a `PureEnv`; makes nothing, and knows no errors."""
+    return env_id in _PURE
 
 
 def make_pure(env_id: str) -> PureEnv:

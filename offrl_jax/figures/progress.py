@@ -13,8 +13,10 @@ from offrl_jax.figures.style import (
     Looks,
     add_legend,
     legend_columns,
+    lines_of,
     looks_of,
     new_figure,
+    small_size,
 )
 from offrl_jax.leaderboard import text
 from offrl_jax.leaderboard.model import FEW_SEEDS
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 COLUMNS = 3
 """Panels of tasks beside each other."""
 # Inches: of a figure, rows of the two kinds of panels, a title, a line of a legend.
-_WIDTH, _TOP, _TASK, _TITLE, _LEGEND_LINE = 10.2, 3.2, 2.4, 0.6, 0.21
+WIDTH, _TOP, _TASK, _TITLE, _LEGEND_LINE = 10.2, 3.2, 2.4, 0.6, 0.21
 _MARKED = 25  # evaluations of a line, of which each has a mark
-_LONG = 36  # characters of a task that need two lines
+_BESIDE = 0.3  # inches of a panel's numbers and of the gap to the next
 SECONDS = "seconds of training: the population's / its members"
 
 
@@ -43,7 +45,7 @@ class _Panel(NamedTuple):
     behaviour: float | None = None
 
 
-def draw(sections: Sequence[Progress]) -> Figure:
+def draw(sections: Sequence[Progress], width: float = WIDTH) -> Figure:
     """Sections below each other: two panels of the IQM, then one panel per task.
 
     The IQM stands against updates and against seconds; tasks against updates, and those
@@ -52,6 +54,7 @@ def draw(sections: Sequence[Progress]) -> Figure:
 
     Args:
       sections: from `leaderboard.progress_of`.
+      width: of the figure in inches; panels keep their proportions.
 
     Raises:
       UsageError: matplotlib is not installed.
@@ -59,17 +62,25 @@ def draw(sections: Sequence[Progress]) -> Figure:
     looks = looks_of(own.label for part in sections for own in part.agents)
     blocks = [_blocks(part) for part in sections]
     legends = [{own.label: _legend(own) for own in part.agents} for part in sections]
+    readings = [
+        "\n".join(lines_of(_reading(part), width, small_size())) for part in sections
+    ]
     heights = [
         sum(math.ceil(len(panels) / columns) * row for panels, columns, row in own)
+        * (width / WIDTH)
         + _TITLE
         + _LEGEND_LINE
-        * (2 + math.ceil(len(texts) / legend_columns(list(texts.values()), _WIDTH)))
-        for own, texts in zip(blocks, legends, strict=True)
+        * (
+            2
+            + reading.count("\n")
+            + math.ceil(len(texts) / legend_columns(list(texts.values()), width))
+        )
+        for own, texts, reading in zip(blocks, legends, readings, strict=True)
     ]
-    figure = new_figure(_WIDTH, sum(heights))
+    figure = new_figure(width, sum(heights))
     parts = figure.subfigures(len(sections), 1, height_ratios=heights, squeeze=False)
-    for section, part, own, texts in zip(
-        sections, parts[:, 0], blocks, legends, strict=True
+    for section, part, own, texts, reading in zip(
+        sections, parts[:, 0], blocks, legends, readings, strict=True
     ):
         part.suptitle(_title(section), fontsize="medium")
         rows = [math.ceil(len(panels) / columns) for panels, columns, _ in own]
@@ -82,10 +93,10 @@ def draw(sections: Sequence[Progress]) -> Figure:
             for axis in axes.flat[len(panels) :]:
                 axis.set_axis_off()
             for i, (axis, panel) in enumerate(zip(axes.flat, panels, strict=False)):
-                _draw_panel(axis, panel, looks)
+                _draw_panel(axis, panel, looks, width / columns - _BESIDE)
                 if i % columns == 0 or panels[i - 1].unit != panel.unit:
                     axis.set_ylabel(UNITS[panel.unit], fontsize="small")
-        add_legend(part, texts, looks, _WIDTH, _reading(section))
+        add_legend(part, texts, looks, width, reading)
     return figure
 
 
@@ -145,7 +156,7 @@ def _seconds(point: Point) -> float | None:
     return point.seconds
 
 
-def _draw_panel(axis: Axes, panel: _Panel, looks: Looks) -> None:
+def _draw_panel(axis: Axes, panel: _Panel, looks: Looks, room: float) -> None:
     from matplotlib.ticker import EngFormatter
 
     for label, points in panel.lines.items():
@@ -171,10 +182,11 @@ def _draw_panel(axis: Axes, panel: _Panel, looks: Looks) -> None:
             panel.behaviour, color="0.45", linewidth=1.0, linestyle=(0, (1, 2))
         )
     title = panel.title
-    if len(title) > _LONG:
+    if len(lines_of(title.replace(" ", "_"), room, small_size())) > 1:
         title = title.replace("/", "/\n", 1)
     axis.set_title(title, fontsize="small")
-    axis.set_xlabel(panel.x_label, fontsize="small")
+    words = lines_of(panel.x_label, room, small_size())
+    axis.set_xlabel("\n".join(words), fontsize="small")
     axis.set_xlim(left=0)
     if panel.x is _step:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -32,7 +32,7 @@ from offrl_jax.leaderboard.runs import (
     final_runs,
     mean_return,
 )
-from offrl_jax.results import read_metrics, read_plan, read_rows
+from offrl_jax.results import read_metrics, read_plans, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def read_runs(
       UsageError: an agent or task of which the folder holds no run.
       ResultsError: the folder holds neither rows nor metrics, or damaged ones.
     """
-    rows, plan = read_rows(folder, on_message), read_plan(folder)
+    rows, plan = read_rows(folder, on_message), read_plans(folder)
     counted = {
         (run.run_id, run.cell, run.seed): run.section
         for run in final_runs(rows, plan)[0]

@@ -126,6 +126,8 @@ def _pair(
 
 
 def _draw_panel(axis: Axes, panel: _Panel, looks: Looks) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
     for agent, points in panel.lines.items():
         xs = range(1, len(points) + 1)
         axis.plot(xs, [point.value for point in points], linewidth=1.8, **looks[agent])
@@ -147,6 +149,9 @@ def _draw_panel(axis: Axes, panel: _Panel, looks: Looks) -> None:
     axis.set_xlabel(_X_LABELS[panel.statistic], fontsize="small")
     if panel.statistic == "deployed":
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axis.set_xlim(left=0)
     axis.tick_params(labelsize="small")
     axis.grid(alpha=0.25, linewidth=0.5)
 
@@ -168,10 +173,11 @@ def _legend(own: AgentTuning) -> str:
     found = own.tasks.values()
     settings = text.span(task.settings for task in found)
     policies = text.span(task.policies for task in found)
-    return f"{own.agent} ({own.role}: {policies} policies, settings: {settings})"
+    return f"{own.agent} ({own.role}: {policies} policies of {settings} settings)"
 
 
 _READING = (
     "left: expected best of n policies; right: value of the policy that looks best "
-    "after n episodes; band: 95 % interval, policies resampled; dotted grey: the dataset"
+    "after n episodes; band: 95 % interval, policies resampled; dotted grey: the "
+    "dataset"
 )

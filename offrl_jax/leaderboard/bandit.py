@@ -31,10 +31,10 @@ class Policies(NamedTuple):
       count: `[]`, int32, how many policies there are.
     """
 
-    values: np.ndarray
-    rewards: np.ndarray
-    lengths: np.ndarray
-    count: np.ndarray
+    values: Array
+    rewards: Array
+    lengths: Array
+    count: Array
 
 
 @functools.partial(jax.jit, static_argnames=("size", "replications"))
@@ -89,7 +89,7 @@ def deployment(
     Returns:
       `[B, P]`, in the unit of `policies.values`.
     """
-    sizes = population.shape
+    sizes = (population.shape[0], population.shape[1])
     arms_key, pulls_key = jax.random.split(key)
     place = _places(arms_key, policies.count, sizes, trials, min(arms, sizes[1]))
     policy = jnp.take_along_axis(population[:, None, :], place, axis=2)
@@ -110,8 +110,9 @@ def deployment(
         length = policies.lengths[drawn]
         episode = jnp.floor(uniform * length.astype(jnp.float32)).astype(jnp.int32)
         at = drawn * width + jnp.minimum(episode, length - 1)
-        pulled = pulled + chosen
-        total = total + chosen * policies.rewards.reshape(-1)[at]
+        pulled = pulled + chosen.astype(jnp.float32)
+        reward = policies.rewards.reshape(-1)[at]
+        total = total + jnp.where(chosen > 0, reward[None, :], 0.0)
         mean = jnp.where(pulled > 0, total / jnp.maximum(pulled, 1.0), -jnp.inf)
         best = (_first_largest(mean) * policy).sum(axis=0)
         value = policies.values[best].reshape(sizes[0], trials).mean(axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from offrl_jax.leaderboard.model import (
     Section,
     TaskInfo,
 )
-from offrl_jax.leaderboard.runs import Run
+from offrl_jax.leaderboard.runs import Run, device_seconds
 from offrl_jax.leaderboard.sections import (
     RETURN,
     SCORE,
@@ -27,7 +28,6 @@ from offrl_jax.leaderboard.sections import (
     read_contents,
     warnings,
 )
-from offrl_jax.results import Row
 
 
 class _Line(NamedTuple):
@@ -39,19 +39,24 @@ class _Line(NamedTuple):
     episode_share: float | None
 
 
-def build(folder: Path) -> Leaderboard:
+def build(folder: Path, pool_protocols: bool = False) -> Leaderboard:
     """Computes the leaderboard of a results folder from its rows and its plan.
+
+    Args:
+      folder: of results.
+      pool_protocols: whether runs of different evaluation protocols share a table.
 
     Raises:
       ResultsError: no such folder, nothing to rank in it, or rows that cannot be read
         or contradict each other.
     """
-    return of_contents(read_contents(folder))
+    return of_contents(read_contents(folder, pool_protocols))
 
 
 def of_contents(contents: Contents) -> Leaderboard:
     """`build` of a folder that was read already; a section per group, in order."""
-    return Leaderboard(tuple(map(_section, contents.groups)), contents.messages)
+    sections = tuple(map(_section, contents.groups))
+    return Leaderboard(sections, contents.messages, contents.published)
 
 
 def _section(group: Group) -> Section:
@@ -64,8 +69,11 @@ def _section(group: Group) -> Section:
         if units[task] == SCORE or (len(tasks) == 1 and units[task] == RETURN)
     }
     lines = []
+    by_line: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        by_line[run.cell[:2]].append(run)
     for (agent, setting), label in group.labels.items():
-        own = [run for run in runs if run.cell[:2] == (agent, setting)]
+        own = by_line[agent, setting]
         by_task = {t: [run for run in own if run.cell.task == t] for t in tasks}
         spreads = {t: _spread(group, t, by_task[t]) for t in tasks}
         cells = {t: _cell(group, t, by_task[t], spreads[t]) for t in tasks}
@@ -156,8 +164,8 @@ def _entry(
     ranked: set[str],
     budget: tuple[int, set[int]] | None,
 ) -> Entry:
-    rows = [run.row for run in line.runs if run.row]
-    costs = [cost for row in rows if (cost := _cost(row)) is not None]
+    every = [device_seconds(run.row) for run in line.runs if run.row]
+    costs = [cost for cost in every if cost is not None]
     scored = all(units[task] == "score" for task in ranked)
     return Entry(
         label=line.label,
@@ -171,7 +179,7 @@ def _entry(
         leader=statistics.leader,
         leader_better=statistics.leader_better,
         cost_s=round(sum(costs) / len(costs), 4) if costs else None,
-        tuned=(budget[0], len(budget[1])) if budget else None,
+        tuned=_tuned(line.runs, budget),
         cells=tuple(
             dataclasses.replace(cell, mean=statistics.task_means.get(task))
             for task, cell in line.cells.items()
@@ -180,8 +188,15 @@ def _entry(
     )
 
 
-def _cost(row: Row) -> float | None:
-    members, devices = (row.population.get(n) for n in ("members", "devices"))
-    if row.wall_s is None or not isinstance(members, int) or members < 1:
-        return None
-    return row.wall_s * (devices if isinstance(devices, int) else 1) / members
+def _tuned(
+    runs: Iterable[Run], budget: tuple[int, set[int]] | None
+) -> tuple[int, int] | None:
+    """Settings tried and seeds of each: as the runs say, else from rows of tuning."""
+    said = [
+        (int(run.selection["settings"]), int(run.selection["seeds"]))
+        for run in runs
+        if run.selection
+    ]
+    if said:
+        return max(said)
+    return (budget[0], len(budget[1])) if budget else None

@@ -117,7 +117,7 @@ def _ranked(section: Section) -> tuple[list[str], dict[str, Values]]:
     """Ranked tasks, and the values of ranked entries by label and task."""
     # In the order in which `board` hands them to `rank`: draws belong to positions.
     tasks = sorted(task.task for task in section.tasks if task.ranked)
-    values = {
+    values: dict[str, Values] = {
         entry.label: {cell.task: cell.values for cell in entry.cells}
         for entry in section.entries
         if entry.rank is not None

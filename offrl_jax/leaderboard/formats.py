@@ -13,6 +13,7 @@ from typing import Any
 from offrl_jax.leaderboard import progress, text, tuning
 from offrl_jax.leaderboard.model import Cell, Entry, Leaderboard, Section
 from offrl_jax.leaderboard.progress import Progress
+from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.leaderboard.ranking import Bounds
 from offrl_jax.leaderboard.tuning import Tuning
 from offrl_jax.results import BEHAVIOUR
@@ -50,17 +51,18 @@ CSV_COLUMNS: tuple[str, ...] = (
 
 def to_json(board: Leaderboard) -> str:
     """Everything that is known, values of single runs included; keys sorted."""
-    record = {"schema": JSON_SCHEMA, **_plain(board)}
+    record = {"schema": JSON_SCHEMA, **plain(board)}
     return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Dataclasses with their properties, as what JSON has."""
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
         names += [name for name, kind in vars(type(value)).items() if _derived(kind)]
-        return {name: _plain(getattr(value, name)) for name in names}
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
@@ -69,7 +71,10 @@ def _derived(attribute: Any) -> bool:
 
 
 def to_csv(board: Leaderboard) -> str:
-    """A flat table with the columns `CSV_COLUMNS`; empty where nothing is known."""
+    """A flat table with the columns `CSV_COLUMNS`; empty where nothing is known.
+
+    Measured numbers alone: those that others published have a CSV of their own.
+    """
     lines: list[dict[str, Any]] = []
     for section in board.sections:
         common = {
@@ -154,18 +159,33 @@ def to_markdown(board: Leaderboard) -> str:
     parts: list[str] = []
     for section in board.sections:
         parts += _markdown_section(section)
-    parts += [f"> {_escape(message)}\n" for message in board.messages]
-    parts.append(f"<sub>{_escape(text.HOW_TO_READ)}</sub>\n")
+    for published in board.published:
+        parts += _markdown_published(published)
+    parts += [f"> {escape(message)}\n" for message in board.messages]
+    parts.append(f"<sub>{escape(text.HOW_TO_READ)}</sub>\n")
     return "\n".join(parts)
 
 
+def _markdown_published(table: PublishedTable) -> list[str]:
+    lines = [
+        [*map(escape, (s.task, s.agent, f"{s.score:g}", s.spread, s.conditions))]
+        for s in table.scores
+    ]
+    header = ("task", "agent", "score", "spread", "conditions")
+    return [
+        f"## {escape(table.family)}: {text.PUBLISHED}\n",
+        f"Source: {escape(table.source)}\n",
+        pipe_table(header, lines, left=(0, 1, 4)),
+    ]
+
+
 def _markdown_section(section: Section) -> list[str]:
-    parts = [f"## {_escape(text.title(section))}\n"]
+    parts = [f"## {escape(text.title(section))}\n"]
     if section.partial:
         parts.append(f"**{text.state(section)}**\n")
-    parts.append(f"{_escape(text.subtitle(section))}\n")
+    parts.append(f"{escape(text.subtitle(section))}\n")
     if section.devices:
-        parts.append(f"Devices: {_escape(', '.join(section.devices))}\n")
+        parts.append(f"Devices: {escape(', '.join(section.devices))}\n")
     unit = "IQM" if section.unit == "score" else "IQM return"
     header = ["rank", "agent", unit, "95 % interval", "mean", "median"]
     header += ["optimality gap", "P(lead)", "seeds x episodes", "episode noise"]
@@ -177,7 +197,7 @@ def _markdown_section(section: Section) -> list[str]:
         line = [
             str(entry.rank or text.DASH),
             _markdown_label(entry),
-            f"**{text.estimate(entry.iqm)}**",
+            _first_bold(entry),
             text.interval(entry.iqm),
             text.estimate(entry.mean),
             text.estimate(entry.median),
@@ -195,21 +215,21 @@ def _markdown_section(section: Section) -> list[str]:
         behaviour = ["", f"*{BEHAVIOUR}*", "", ""]
         behaviour.append(text.number(text.behaviour_mean(section)))
         lines.append(behaviour + [""] * (len(header) - len(behaviour)))
-    parts.append(_pipe_table(header, lines, left=(1,)))
-    parts += [f"{_escape(note)}\n" for note in text.footnotes(section)]
-    parts += [f"> Warning: {_escape(warning)}\n" for warning in section.warnings]
+    parts.append(pipe_table(header, lines, left=(1,)))
+    parts += [f"{escape(note)}\n" for note in text.footnotes(section)]
+    parts += [f"> Warning: {escape(warning)}\n" for warning in section.warnings]
 
     header = ["task", *map(_markdown_label, section.entries)]
     header += [f"*{BEHAVIOUR}*"] * with_data
     lines = []
     for i, task in enumerate(section.tasks):
-        name = _escape(task.task) + (" (raw return)" if task.unit == "return" else "")
+        name = escape(task.task) + (" (raw return)" if task.unit == "return" else "")
         means = [entry.cells[i].mean for entry in section.entries]
-        values = [f"{text.estimate(m)} {text.interval(m)}".strip() for m in means]
+        values = list(map(_markdown_mean, means))
         values += [text.number(task.behaviour)] * with_data
         lines.append([name, *values])
-    parts.append(_pipe_table(header, lines, left=(0,)))
-    parts += [f"- {_escape(line)}" for line in section.absent]
+    parts.append(pipe_table(header, lines, left=(0,)))
+    parts += [f"- {escape(line)}" for line in section.absent]
     return [*parts, ""] if section.absent else parts
 
 
@@ -219,18 +239,31 @@ def _two_decimals(bounds: Bounds | None) -> str:
     return f"[{bounds.low:.2f}, {bounds.high:.2f}]"
 
 
+def _first_bold(entry: Entry) -> str:
+    iqm = text.estimate(entry.iqm)
+    return f"**{iqm}**" if entry.rank == 1 else iqm
+
+
+def _markdown_mean(bounds: Bounds | None) -> str:
+    """The mean above its interval: beside each other a page holds half the agents."""
+    interval = text.interval(bounds)
+    below = f"<br><sub>{interval}</sub>" if interval else ""
+    return text.estimate(bounds) + below
+
+
 def _markdown_label(entry: Entry) -> str:
-    return _escape(entry.label + text.marks(entry))
+    return escape(entry.label + text.marks(entry))
 
 
-def _pipe_table(
+def pipe_table(
     header: Sequence[str], lines: Iterable[Sequence[str]], *, left: tuple[int, ...]
 ) -> str:
+    """A table whose columns `left` are flush left, the others right."""
     rule = [":---" if i in left else "---:" for i in range(len(header))]
     rows = [header, rule, *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _escape(name: str) -> str:
+def escape(name: str) -> str:
     """Backslashes before everything that Markdown or HTML could take as markup."""
     return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", text.printable(name))

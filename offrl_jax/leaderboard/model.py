@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.leaderboard.ranking import Bounds
 
 FEW_SEEDS = 5
@@ -62,7 +63,8 @@ class Entry:
       leader_better: probability that a run of the leader beats one of this agent.
       cost_s: device seconds per run: training seconds of the population times its
         devices over its members, averaged over runs; None if rows do not say.
-      tuned: settings tried times tuning seeds, None without rows of role `tune`.
+      tuned: settings tried times tuning seeds, as the runs say how their setting was
+        chosen, else from rows of role `tune`; None without either.
       cells: of every task of the section.
       episode_share: share of the variance of `mean` that is noise of evaluation
         episodes, over ranked tasks, see `noise.pooled_share`.
@@ -128,7 +130,7 @@ class Section:
       family: as in `SectionKey`.
       preset: as in `SectionKey`.
       updates_total: as in `SectionKey`.
-      protocol: as in `SectionKey`, decoded.
+      protocol: as in `SectionKey`, decoded; `{"pooled": [...]}` of several.
       tuning: `ONE_SETTING` or `PER_TASK`.
       tasks: sorted by id.
       entries: ranked ones first, by rank and IQM, then the others by label.
@@ -172,7 +174,9 @@ class Leaderboard:
     Attributes:
       sections: sorted.
       messages: about the folder as a whole, one line each.
+      published: numbers of others, in tables of their own.
     """
 
     sections: tuple[Section, ...]
     messages: tuple[str, ...]
+    published: tuple[PublishedTable, ...] = ()

@@ -15,11 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from offrl_jax.errors import ResultsError, unknown_name
+from offrl_jax.errors import ResultsError
 from offrl_jax.leaderboard import ranking
 from offrl_jax.leaderboard.model import FEW_SEEDS
 from offrl_jax.leaderboard.ranking import Bounds
-from offrl_jax.leaderboard.runs import Run, SectionKey, base_of, has_diverged
+from offrl_jax.leaderboard.runs import (
+    SectionKey,
+    check_names,
+    has_diverged,
+    is_chosen,
+)
 from offrl_jax.leaderboard.sections import (
     SCORE,
     Contents,
@@ -163,22 +168,11 @@ def of_contents(
       UsageError: an agent or task of which the folder holds no run.
     """
     runs = [run for group in contents.groups for run in group.runs]
-    for kind, names, there in (
-        ("agent", agents, {name for run in runs for name in _names(run)}),
-        ("task", tasks, {run.cell.task for run in runs}),
-    ):
-        for name in names or ():
-            if name not in there:
-                raise unknown_name(f"{kind} of these results", name, there)
+    check_names(runs, agents, tasks)
     evaluations = _evaluations(contents)
     found, messages = [], [*contents.messages]
     for group in contents.groups:
-        chosen = [
-            run
-            for run in group.runs
-            if (agents is None or _names(run) & set(agents))
-            and (tasks is None or run.cell.task in tasks)
-        ]
+        chosen = [run for run in group.runs if is_chosen(run, agents, tasks)]
         if any(run.row is not None for run in chosen):
             # Of all agents: the choice of others must not change an agent's IQM.
             pooled = [
@@ -191,11 +185,6 @@ def of_contents(
         else:
             messages += absent(chosen, group.labels)
     return tuple(found), tuple(messages)
-
-
-def _names(run: Run) -> set[str]:
-    """What may be said for the agent of a run: its label, or its name alone."""
-    return {run.cell.agent, base_of(run.cell.agent)}
 
 
 def _evaluations(contents: Contents) -> Mapping[RunKey, list[Row]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from offrl_jax.leaderboard import statistics
@@ -123,13 +124,15 @@ class Contender(NamedTuple):
 
 def contender(label: str, own: Values, tasks: Sequence[str]) -> Contender:
     """An agent with runs of all `tasks`, ready for `compare`."""
-    scores, count = padded(own, tasks)
+    scores, count = map(jnp.asarray, padded(own, tasks))
     # A key of the label: two agents are drawn independently, and the interval of a pair
     # does not depend on who else is in the table.
     key = jax.random.fold_in(jax.random.key(SEED), zlib.crc32(label.encode()))
     drawn = statistics.side_draws(key, count, slots=scores.shape[1])
     return Contender(
-        label, statistics.Side(scores, count, drawn), bool((count > 1).any())
+        label,
+        statistics.Side(scores, count, drawn),
+        any(len(own[task]) > 1 for task in tasks),
     )
 
 
@@ -208,3 +211,20 @@ def bounds(interval: statistics.Interval, several: bool) -> Bounds:
     """An interval of scalars, rounded; without ends unless there are `several` runs."""
     value, low, high = (round(float(part), 4) for part in interval)
     return Bounds(value, low, high) if several else Bounds(value, None, None)
+
+
+def surely_highest(means: Sequence[Bounds | None]) -> int | None:
+    """Position of the value whose interval lies above all others; None without one.
+
+    A value without an interval is surely neither above nor below another.
+    """
+    known = [(i, bounds) for i, bounds in enumerate(means) if bounds is not None]
+    if len(known) < 2:
+        return None
+    best, highest = max(known, key=lambda item: item[1].value)
+    for i, other in known:
+        if i == best:
+            continue
+        if highest.low is None or other.high is None or other.high >= highest.low:
+            return None
+    return best

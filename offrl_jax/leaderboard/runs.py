@@ -8,11 +8,13 @@ protocol are never put into one.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from offrl_jax.errors import unknown_name
 from offrl_jax.results import BEHAVIOUR, Plan, Row
 from offrl_jax.results.rows import strict_json
 
@@ -25,7 +27,9 @@ class SectionKey(NamedTuple):
       family: of tasks.
       preset: suffix of the agent labels, `full` where there is none.
       updates_total: of the last phase.
-      protocol: canonical JSON.
+      protocol: canonical JSON; of several protocols, `{"pooled": [...]}`; of how
+        settings were chosen the rule and the tuning suite, not how many settings and
+        seeds an agent had there.
     """
 
     suite: str
@@ -33,6 +37,15 @@ class SectionKey(NamedTuple):
     preset: str
     updates_total: int
     protocol: str
+
+
+Merge = Callable[[Iterable[SectionKey]], Mapping[SectionKey, SectionKey]]
+"""Puts runs of several keys under one; keys that it leaves out stay as they are."""
+
+POOLED = "pooled"
+"""The name under which a merged key holds its protocols."""
+POOLABLE = frozenset({"episodes", "evaluations", "curve_episodes", "seed"})
+"""What runs of one table may differ in if asked for; never the protocol's version."""
 
 
 class CellKey(NamedTuple):
@@ -48,7 +61,8 @@ class Run:
     """One seed of a cell.
 
     Attributes:
-      section: the table.
+      section: the table, after merging.
+      protocol: its own, canonical JSON.
       cell: agent, setting and task.
       seed: of the run.
       run_id: of its job.
@@ -58,9 +72,12 @@ class Run:
       row: the row that counts: of the last step, or of a divergence; else None.
       reached: the latest step with any row; of a divergence, the first that shows it.
       failure: one line, where the latest row says `failed` (and nothing counts).
+      selection: how its setting was chosen, as its protocol says; empty where a suite
+        gave the setting.
     """
 
     section: SectionKey
+    protocol: str
     cell: CellKey
     seed: int
     run_id: str
@@ -70,6 +87,7 @@ class Run:
     row: Row | None
     reached: int
     failure: str | None
+    selection: Mapping[str, Any]
 
     @property
     def diverged(self) -> bool:
@@ -104,18 +122,63 @@ def _finite(values: Iterable[float]) -> bool:
     return all(map(math.isfinite, values))
 
 
+def merge_protocols(keys: Iterable[SectionKey]) -> dict[SectionKey, SectionKey]:
+    """Merges keys that differ in nothing but the `POOLABLE` parts of their protocol."""
+    alike: dict[tuple[SectionKey, str], set[SectionKey]] = defaultdict(set)
+    for key in keys:
+        protocol = json.loads(key.protocol)
+        fixed = {name: protocol[name] for name in protocol.keys() - POOLABLE}
+        alike[key._replace(protocol=""), strict_json(fixed)].add(key)
+    merged: dict[SectionKey, SectionKey] = {}
+    for several in alike.values():
+        if len(several) > 1:
+            protocols = [json.loads(key.protocol) for key in sorted(several)]
+            pooled = strict_json({POOLED: protocols})
+            merged |= {key: key._replace(protocol=pooled) for key in several}
+    return merged
+
+
+def merge_suites(keys: Iterable[SectionKey]) -> dict[SectionKey, SectionKey]:
+    """Merges keys that differ in the suite's name alone."""
+    return {key: key._replace(suite="") for key in keys}
+
+
+def shared_protocol(protocol: Mapping[str, Any]) -> str:
+    """Canonical JSON of the part of a protocol that all runs of a table share."""
+    selection = protocol.get("selection")
+    if selection is None:
+        return strict_json(protocol)
+    shared = {name: selection.get(name) for name in ("from", "rule")}
+    return strict_json({**protocol, "selection": shared})
+
+
+def _selection(protocol: Mapping[str, Any]) -> Mapping[str, Any]:
+    selection = protocol.get("selection", {})
+    return selection if selection.get("settings") else {}
+
+
 def final_runs(
-    rows: Iterable[Row], plan: Plan | None, role: str = "test"
+    rows: Iterable[Row],
+    plan: Plan | None,
+    merge: Merge | None = None,
+    role: str = "test",
 ) -> tuple[list[Run], int]:
     """The run that counts for every cell and seed, and how many others it superseded.
 
     A job that starts anew gets another `run_id`.  Of several runs of the same cell and
     seed the last one with a result counts: in the order of the plan, runs outside of it
-    first and by name.
+    first and by name.  Where keys are merged, that holds within the merged one.
     """
+    runs = _all_runs(rows, plan, role)
+    if merge is not None:
+        merged = merge({run.section for run in runs})
+        runs = [
+            dataclasses.replace(run, section=merged.get(run.section, run.section))
+            for run in runs
+        ]
     order = {job.run_id: i for i, job in enumerate(plan.jobs)} if plan else {}
     by_cell: dict[tuple[SectionKey, CellKey, int], list[Run]] = defaultdict(list)
-    for run in _all_runs(rows, plan, role):
+    for run in runs:
         by_cell[run.section, run.cell, run.seed].append(run)
 
     def precedence(run: Run) -> tuple[bool, int, str]:
@@ -144,7 +207,7 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
                 member.family,
                 preset_of(job.agent),
                 job.updates_total,
-                strict_json(job.protocol),
+                shared_protocol(job.protocol),
             )
             found = evaluations.pop((job.run_id, cell, member.seed), [])
             hyper = strict_json(member.hyper)
@@ -159,6 +222,7 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
                     hyper,
                     dataset,
                     found,
+                    _selection(job.protocol),
                 )
             )
     for (run_id, cell, seed), found in evaluations.items():
@@ -168,11 +232,14 @@ def _all_runs(rows: Iterable[Row], plan: Plan | None, role: str) -> list[Run]:
             last.family,
             preset_of(last.agent),
             last.updates_total,
-            strict_json(last.protocol),
+            shared_protocol(last.protocol),
         )
         config, hyper = strict_json(last.config), strict_json(last.hyper)
         dataset = last.recipe_hash or last.dataset_hash
-        runs.append(_run(section, cell, seed, run_id, config, hyper, dataset, found))
+        chosen = _selection(last.protocol)
+        runs.append(
+            _run(section, cell, seed, run_id, config, hyper, dataset, found, chosen)
+        )
     return runs
 
 
@@ -189,6 +256,7 @@ def _run(
     hyper: str,
     dataset: str | None,
     rows: list[Row],
+    selection: Mapping[str, Any],
 ) -> Run:
     counted: Row | None = None
     failure: str | None = None
@@ -203,8 +271,59 @@ def _run(
     if counted is not None and counted.status == "diverged":
         reached = min(row.step for row in rows if row.status == "diverged")
     return Run(
-        section, cell, seed, run_id, config, hyper, dataset, counted, reached, failure
+        section=section,
+        protocol=section.protocol,
+        cell=cell,
+        seed=seed,
+        run_id=run_id,
+        config=config,
+        hyper=hyper,
+        dataset=dataset,
+        row=counted,
+        reached=reached,
+        failure=failure,
+        selection=selection,
     )
+
+
+def device_seconds(row: Row) -> float | None:
+    """Training seconds of the row's population x its devices / its members."""
+    members, devices = (row.population.get(n) for n in ("members", "devices"))
+    if row.wall_s is None or not isinstance(members, int) or members < 1:
+        return None
+    return row.wall_s * (devices if isinstance(devices, int) else 1) / members
+
+
+def check_names(
+    runs: Iterable[Run], agents: Sequence[str] | None, tasks: Sequence[str] | None
+) -> None:
+    """Refuses a name of which there is no run.
+
+    Raises:
+      UsageError: with the nearest name that there is.
+    """
+    runs = list(runs)
+    for kind, names, there in (
+        ("agent", agents, {name for run in runs for name in _names(run)}),
+        ("task", tasks, {run.cell.task for run in runs}),
+    ):
+        for name in names or ():
+            if name not in there:
+                raise unknown_name(f"{kind} of these results", name, there)
+
+
+def is_chosen(
+    run: Run, agents: Sequence[str] | None, tasks: Sequence[str] | None
+) -> bool:
+    """Whether a run is of these agents (labels, or names alone) and tasks."""
+    return (agents is None or not _names(run).isdisjoint(agents)) and (
+        tasks is None or run.cell.task in tasks
+    )
+
+
+def _names(run: Run) -> set[str]:
+    """What may be said for the agent of a run: its label, or its name alone."""
+    return {run.cell.agent, base_of(run.cell.agent)}
 
 
 def tuning_budget(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[int, set[int]]]:

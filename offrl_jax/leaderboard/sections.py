@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from offrl_jax.errors import ResultsError
 from offrl_jax.leaderboard.model import ONE_SETTING, PER_TASK
+from offrl_jax.leaderboard.published import PublishedTable, read_published
 from offrl_jax.leaderboard.runs import (
+    POOLED,
     CellKey,
+    Merge,
     Run,
     SectionKey,
     base_of,
     final_runs,
     has_diverged,
     mean_return,
+    merge_protocols,
     tuning_budget,
 )
-from offrl_jax.results import BEHAVIOUR, Row, plan_path, read_plan, read_rows
+from offrl_jax.results import BEHAVIOUR, Row, plan_path, read_plans, read_rows
+from offrl_jax.results.rows import strict_json
 
 SCORE, RETURN = "score", "return"
 """Units of a task: normalised x100, or raw where it has no reference."""
 
 Budget = Mapping[tuple[str, str], tuple[int, set[int]]]
 """Settings tried and seeds used for tuning, by agent and family."""
+Behaviours = Mapping[tuple[str, str | None], Row]
+"""Rows of datasets by task and hash: of the recipe, or of the bytes without one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,43 +83,34 @@ class Contents:
       groups: one per table, sorted.
       rows: all of them.
       messages: about the folder as a whole, one line each.
+      published: numbers of others, never among the groups.
     """
 
     groups: Sequence[Group]
     rows: Sequence[Row]
     messages: tuple[str, ...]
+    published: tuple[PublishedTable, ...]
 
 
-def read_contents(folder: Path) -> Contents:
+def read_contents(folder: Path, pool_protocols: bool = False) -> Contents:
     """Reads rows and plan, and sorts the runs that count into tables.
+
+    Args:
+      folder: of results.
+      pool_protocols: whether runs that differ in episodes, points of the curve or seed
+        of the evaluation alone share a table, which then says so.
 
     Raises:
       ResultsError: no such folder, nothing to rank in it, or rows that cannot be read
         or contradict each other.
     """
-    if not folder.is_dir():
-        raise ResultsError(
-            f"{folder}: no such folder; give the results folder of `offrl benchmark`"
-        )
-    messages: list[str] = []
-    # Paths inside the folder: tables are kept and shared, whoever drew them.
-    rows = read_rows(folder, lambda m: messages.append(m.replace(f"{folder}/", "")))
-    plan = read_plan(folder)
-    runs, superseded = final_runs(rows, plan)
-    if not runs:
-        what = "only tuning or dataset rows" if rows else "no rows and no plan"
-        raise ResultsError(
-            f"{folder}: {what} below it ({plan_path(Path())}, rows/*.jsonl); run "
-            "`offrl benchmark` with this results folder first"
-        )
-    if superseded:
-        messages.append(f"{superseded} runs are superseded by later ones of their cell")
-    behaviour = {
-        (row.task, row.recipe_hash or row.dataset_hash): row
-        for row in rows
-        if row.agent == BEHAVIOUR
-    }
-    budget = tuning_budget(rows)
+    runs, rows, messages = read_runs(
+        folder, merge_protocols if pool_protocols else None
+    )
+    behaviour = behaviour_rows(rows)
+    # Of several experiments below a folder, one's tuning says nothing of another's.
+    alone = plan_path(folder).parent.joinpath("rows").is_dir()
+    budget = tuning_budget(rows) if alone else {}
     groups: dict[tuple[SectionKey, str], list[Run]] = defaultdict(list)
     for run, tuning in zip(runs, _tuning(runs), strict=True):
         groups[run.section, tuning].append(run)
@@ -121,32 +121,62 @@ def read_contents(folder: Path) -> Contents:
             group += [r for r in other if base_of(r.cell.agent) == "bc"]
     return Contents(
         [
-            group_of(key, tuning, group, behaviour, budget)
+            gather(key, tuning, group, behaviour, budget)
             for (key, tuning), group in sorted(groups.items())
         ],
         rows,
-        tuple(messages),
+        messages,
+        read_published(folder),
     )
 
 
-def group_of(
+def read_runs(
+    folder: Path, merge: Merge | None = None
+) -> tuple[list[Run], list[Row], tuple[str, ...]]:
+    """The runs that count, all rows, and messages about the folder, one line each.
+
+    Raises:
+      ResultsError: as `read_contents`.
+    """
+    if not folder.is_dir():
+        raise ResultsError(
+            f"{folder}: no such folder; give the results folder of `offrl benchmark`"
+        )
+    messages: list[str] = []
+    # Paths inside the folder: tables are kept and shared, whoever drew them.
+    rows = read_rows(folder, lambda m: messages.append(m.replace(f"{folder}/", "")))
+    runs, superseded = final_runs(rows, read_plans(folder), merge)
+    if not runs:
+        what = "only tuning or dataset rows" if rows else "no rows and no plan"
+        raise ResultsError(
+            f"{folder}: {what} below it ({plan_path(Path())}, rows/*.jsonl); run "
+            "`offrl benchmark` with this results folder first"
+        )
+    if superseded:
+        messages.append(f"{superseded} runs are superseded by later ones of their cell")
+    return runs, rows, tuple(messages)
+
+
+def behaviour_rows(rows: Iterable[Row]) -> Behaviours:
+    """The rows of the datasets themselves."""
+    return {
+        (row.task, row.recipe_hash or row.dataset_hash): row
+        for row in rows
+        if row.agent == BEHAVIOUR
+    }
+
+
+def gather(
     key: SectionKey,
     tuning: str,
     runs: list[Run],
-    behaviours: Mapping[tuple[str, str | None], Row],
+    behaviours: Behaviours,
     budget: Budget,
 ) -> Group:
-    """The runs of one table, with units, floors and labels; fields as in `Group`.
-
-    Args:
-      key: what all runs have in common.
-      tuning: as in `Group`.
-      runs: in the order of cells and seeds.
-      behaviours: rows of datasets by task and hash.
-      budget: of tuning.
+    """Runs that stand together, with what their rows count as.
 
     Raises:
-      ResultsError: a task has scores in some runs and none in others.
+      ResultsError: a task with scores in some of the runs only.
     """
     tasks = sorted({run.cell.task for run in runs})
     behaviour = {
@@ -156,9 +186,9 @@ def group_of(
     }
     units = {task: _unit(task, runs, behaviour.get(task)) for task in tasks}
     lines = sorted({(run.cell.agent, run.cell.setting) for run in runs})
-    agents = [agent for agent, _ in lines]
+    several = Counter(agent for agent, _ in lines)
     labels = {
-        (agent, setting): agent if agents.count(agent) == 1 else f"{agent} [{setting}]"
+        (agent, setting): agent if several[agent] == 1 else f"{agent} [{setting}]"
         for agent, setting in lines
     }
     floors = {task: _floor(task, units[task], runs, behaviour) for task in tasks}
@@ -166,31 +196,38 @@ def group_of(
 
 
 def _tuning(runs: list[Run]) -> list[str]:
-    """Whether the values behind each run's setting are the same on every task."""
+    """Whether each run's setting was chosen per task, or differs between tasks."""
     values: dict[tuple[SectionKey, str, str], set[str]] = defaultdict(set)
     for run in runs:
         values[run.section, run.cell.agent, run.cell.setting].add(run.hyper)
     return [
         ONE_SETTING
         if len(values[run.section, run.cell.agent, run.cell.setting]) == 1
+        and not str(run.selection.get("rule", "")).endswith("_per_task")
         else PER_TASK
         for run in runs
     ]
 
 
 def _unit(task: str, runs: Iterable[Run], behaviour: Row | None) -> str:
-    ids: dict[bool, str] = {}
-    for run in runs:
-        if run.cell.task == task and run.row is not None and not run.diverged:
-            ids[run.row.score is not None] = run.run_id
+    ids = seen_units(run for run in runs if run.cell.task == task)
     if len(ids) == 2:
         raise ResultsError(
-            f"task {task} has scores in run {ids[True]} but none in run {ids[False]}; "
-            "keep runs made with the same references in one results folder"
+            f"task {task} has scores in run {ids[SCORE]} but none in run {ids[RETURN]};"
+            " keep runs made with the same references in one results folder"
         )
     if not ids and behaviour is not None:
         return RETURN if behaviour.score is None else SCORE
-    return RETURN if False in ids else SCORE
+    return RETURN if RETURN in ids else SCORE
+
+
+def seen_units(runs: Iterable[Run]) -> dict[str, str]:
+    """Units that a task's runs have values in, each with the id of such a run."""
+    return {
+        RETURN if run.row.score is None else SCORE: run.run_id
+        for run in runs
+        if run.row is not None and not run.diverged
+    }
 
 
 def own_value(row: Row | None, unit: str) -> float | None:
@@ -226,12 +263,12 @@ def absent(
             at = f"diverged by {run.reached:,} updates, counted as the floor"
             groups[run.cell, at].append(run.seed)
     return tuple(
-        f"{labels[cell.agent, cell.setting]} on {cell.task}: {_seeds(seeds)} {reason}"
+        f"{labels[cell[:2]]} on {cell.task}: {name_seeds(seeds)} {reason}"
         for (cell, reason), seeds in sorted(groups.items())
     )
 
 
-def _seeds(seeds: list[int]) -> str:
+def name_seeds(seeds: Iterable[int]) -> str:
     """`seed 3`, or `seeds 0-2, 7`."""
     parts: list[list[int]] = []
     for seed in sorted(seeds):
@@ -240,7 +277,7 @@ def _seeds(seeds: list[int]) -> str:
         else:
             parts.append([seed])
     text = ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
-    return f"seed{'s' if len(seeds) > 1 else ''} {text}"
+    return f"seed{'' if text.isdigit() else 's'} {text}"
 
 
 def warnings(group: Group) -> tuple[str, ...]:
@@ -250,14 +287,15 @@ def warnings(group: Group) -> tuple[str, ...]:
     configs, datasets = defaultdict(set), defaultdict(set)
     hypers, seeds = defaultdict(set), defaultdict(set)
     for run in runs:
-        configs[run.cell.agent].add(run.config)
+        configs[run.cell[:2]].add(run.config)
         hypers[run.cell].add(run.hyper)
         seeds[run.cell.agent].add(run.seed)
         if run.row is not None:
             datasets[run.cell.task].add(run.dataset)
     found += [
-        f"{agent}: runs of {len(several)} different structures under one label"
-        for agent, several in sorted(configs.items())
+        f"{group.labels[line]}: runs of {len(several)} different structures under one "
+        "label"
+        for line, several in sorted(configs.items())
         if len(several) > 1
     ]
     found += [
@@ -274,9 +312,37 @@ def warnings(group: Group) -> tuple[str, ...]:
         shared = own & budget.get((agent, key.family), (0, set()))[1]
         if shared:
             found.append(
-                f"{agent}: {_seeds(list(shared))} served for tuning and for testing"
+                f"{agent}: {name_seeds(shared)} served for tuning and for testing"
             )
     changed = sum(run.row is not None and run.row.split_changed for run in runs)
     if changed:
         found.append(f"{changed} runs continued under another split of the population")
+    if POOLED in json.loads(key.protocol):
+        found.append(_pooling(key, runs))
     return tuple(found)
+
+
+def _pooling(key: SectionKey, runs: Iterable[Run]) -> str:
+    """Names the protocols of a merged table, by what they differ in."""
+    counts = Counter(run.protocol for run in runs if run.row is not None)
+    protocols = json.loads(key.protocol)[POOLED]
+    names = differing(protocols)
+    parts = [
+        f"{' '.join(f'{n} {protocol.get(n)}' for n in names)} "
+        f"({counts[strict_json(protocol)]} runs)"
+        for protocol in protocols
+    ]
+    return (
+        f"asked for: runs of {len(protocols)} protocols stand together: "
+        f"{', '.join(parts)}"
+    )
+
+
+def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names under which some of the records differ, sorted."""
+    names = sorted({name for record in records for name in record})
+    return [
+        name
+        for name in names
+        if len({strict_json(record.get(name)) for record in records}) > 1
+    ]

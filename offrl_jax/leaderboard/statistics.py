@@ -136,7 +136,8 @@ def _median(values: Array, there: Array) -> Array:
         smaller, larger = jnp.minimum(rows, other), jnp.maximum(rows, other)
         return jnp.where(keeps_smaller[:, None], smaller, larger), None
 
-    ordered, _ = jax.lax.scan(stage, rows, _bitonic_network(lanes))
+    network = jax.tree.map(jnp.asarray, _bitonic_network(lanes))
+    ordered, _ = jax.lax.scan(stage, rows, network)
     tasks = there.sum()
     return (ordered[(tasks - 1) // 2] + ordered[tasks // 2]) / 2.0
 
@@ -226,7 +227,7 @@ def draws(
 
 
 @jax.jit
-def _replicates(
+def replicates(
     scores: Array, count: Array, drawn: Array
 ) -> tuple[Aggregates[Array], Aggregates[Array]]:
     """Aggregates of the runs as they are, and of every replicate, `[..., R]`."""
@@ -247,7 +248,7 @@ def bootstrap(
       count: `[T]`, int32, at least one positive.
       drawn: from `draws`, of the same count and slots.
     """
-    values, samples = jax.device_get(_replicates(scores, count, drawn))
+    values, samples = jax.device_get(replicates(scores, count, drawn))
     return Aggregates(*map(percentiles, values, samples))
 
 
@@ -307,8 +308,8 @@ class Side(NamedTuple):
       drawn: `[T, S, R]`, its draws, independent of the other side's.
     """
 
-    scores: np.ndarray
-    count: np.ndarray
+    scores: Array
+    count: Array
     drawn: Array
 
 
@@ -338,7 +339,8 @@ def probability_of_improvement(x: Side, y: Side) -> Interval:
 
 @jax.jit
 def _fractions(marked: Array, count: Array, drawn: Array) -> tuple[Array, Array]:
-    share = 1.0 / (jnp.maximum(count, 1) * (count > 0).sum()).astype(jnp.float32)
+    runs = jnp.maximum(count, 1).astype(jnp.float32)
+    share = 1.0 / (runs * (count > 0).sum().astype(jnp.float32))
     factors = (marked * share[None, :, None]).reshape(marked.shape[0], -1)
     copies = drawn.reshape(factors.shape[1], -1).astype(jnp.float32)
     exact = jax.lax.Precision.HIGHEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -12,19 +13,34 @@ from rich.text import Text
 
 from offrl_jax.leaderboard import text
 from offrl_jax.leaderboard.model import Cell, Entry, Leaderboard, Section
+from offrl_jax.leaderboard.published import PublishedTable
 from offrl_jax.results import BEHAVIOUR
 
 _STRIP = range(10, 29)  # widths worth drawing
-_GAP = 2  # between two columns: one of padding, one of the box
-_LABEL = 28  # longer labels are folded
+GAP = 2  # between two columns: one of padding, one of the box
+LABEL = 28  # longer labels are folded
 _ABSENT_LINES = 20
 
 
 def draw(board: Leaderboard, *, width: int, colour: bool) -> str:
     """Draws all sections into `width` columns; without `colour` it is plain text."""
     buffer = io.StringIO()
-    console = Console(
-        file=buffer,
+    console = console_on(buffer, width, colour)
+    for section in board.sections:
+        _section(console, section, width)
+    for published in board.published:
+        _published(console, published)
+    for message in board.messages:
+        console.print(Text(f"note: {text.printable(message)}", "yellow"))
+    console.print(Text(text.HOW_TO_READ, "dim"))
+    lines = (line.rstrip() for line in buffer.getvalue().splitlines())
+    return "\n".join(lines) + "\n"
+
+
+def console_on(file: io.StringIO, width: int, colour: bool) -> Console:
+    """A console whose bytes depend on nothing but its arguments."""
+    return Console(
+        file=file,
         width=width,
         force_terminal=colour,
         color_system="standard" if colour else None,
@@ -34,13 +50,32 @@ def draw(board: Leaderboard, *, width: int, colour: bool) -> str:
         markup=False,
         _environ={},  # a width or colour wish of the environment would change the bytes
     )
-    for section in board.sections:
-        _section(console, section, width)
-    for message in board.messages:
-        console.print(Text(f"note: {text.printable(message)}", "yellow"))
-    console.print(Text(text.HOW_TO_READ, "dim"))
-    lines = (line.rstrip() for line in buffer.getvalue().splitlines())
-    return "\n".join(lines) + "\n"
+
+
+def _published(console: Console, published: PublishedTable) -> None:
+    """One line per number, its spread beside it; the conditions below."""
+    console.print(Text(f"{text.printable(published.family)}: {text.PUBLISHED}", "bold"))
+    console.print(Text(f"source: {text.printable(published.source)}", "dim"))
+    console.print()
+    conditions = published.conditions
+    drawn = grid()
+    for name in ("task", "agent", "score", "spread"):
+        drawn.add_column(name, justify="right" if name == "score" else "left")
+    several = len(conditions) > 1
+    if several:
+        drawn.add_column("conditions", justify="right")
+    for score in published.scores:
+        values = [text.cut(text.printable(name)) for name in (score.task, score.agent)]
+        values += [f"{score.score:g}", text.printable(score.spread)]
+        if several:
+            own = conditions.index(score.conditions) + 1 if score.conditions else ""
+            values.append(f"({own})" if own else "")
+        drawn.add_row(*map(Text, values))
+    console.print(drawn)
+    for i, condition in enumerate(conditions, start=1):
+        mark = f"({i}) " if several else "conditions: "
+        console.print(Text(f"{mark}{text.printable(condition)}", "dim"))
+    console.print()
 
 
 def _section(console: Console, section: Section, width: int) -> None:
@@ -70,11 +105,12 @@ def _section(console: Console, section: Section, width: int) -> None:
         console.print()
 
 
-def _grid() -> Table:
+def grid() -> Table:
+    """An empty table with a rule below its header."""
     return Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, _GAP - 1, 0, 0),
+        padding=(0, GAP - 1, 0, 0),
         show_edge=False,
     )
 
@@ -111,21 +147,21 @@ def _ranking(section: Section, width: int) -> Table:
 
     def spread(columns: list[int]) -> int:
         widest = [max(len(header[i]), *(len(r[i]) for r in lines)) for i in columns]
-        return sum(min(w, _LABEL) for w in widest) + _GAP * (len(columns) - 1)
+        return sum(min(w, LABEL) for w in widest) + GAP * (len(columns) - 1)
 
     # Narrow terminals lose what the machine-readable formats keep.
     columns = list(range(len(header)))
     for dropped in (7, 6, 5, 9):
         if spread([c for c in columns if c != 4]) > width:
             columns.remove(dropped)
-    room = width - spread([c for c in columns if c != 4]) - _GAP
+    room = width - spread([c for c in columns if c != 4]) - GAP
     if room < _STRIP.start:
         columns.remove(4)
     else:
         strips = _strips(section, min(room, _STRIP.stop - 1))
         for line, strip in zip(lines, strips, strict=False):
             line[4] = Text(strip, "cyan")
-    table = _grid()
+    table = grid()
     left = {"agent", "95 % interval"}
     for c in columns:
         table.add_column(
@@ -133,7 +169,7 @@ def _ranking(section: Section, width: int) -> Table:
             justify="left" if header[c] in left or c == 4 else "right",
             no_wrap=header[c] != "agent",
             overflow="fold",
-            max_width=_LABEL,
+            max_width=LABEL,
         )
     for i, line in enumerate(lines):
         end = i == len(lines) - 2
@@ -142,7 +178,7 @@ def _ranking(section: Section, width: int) -> Table:
 
 
 def _label(entry: Entry) -> str:
-    return f"{text.printable(entry.label)}{text.marks(entry)}"
+    return f"{text.cut(text.printable(entry.label))}{text.marks(entry)}"
 
 
 def _strips(section: Section, width: int) -> list[str]:
@@ -170,11 +206,10 @@ def _strips(section: Section, width: int) -> list[str]:
     return strips
 
 
-def _task_blocks(section: Section, width: int) -> list[Table]:
+def _task_blocks(section: Section, width: int) -> list[Padding]:
     """Means per task, agents as columns in the order of ranks, in blocks that fit."""
-    tasks = [text.printable(task.task) for task in section.tasks]
+    tasks = [text.cut(text.printable(task.task)) for task in section.tasks]
     marked = [f"{name}{_unit_mark(section, i)}" for i, name in enumerate(tasks)]
-    room = width - max(map(len, marked)) - _GAP
     columns: list[tuple[str, list[Text]]] = [
         (_label(entry), [_value(cell) for cell in entry.cells])
         for entry in section.entries
@@ -188,29 +223,45 @@ def _task_blocks(section: Section, width: int) -> list[Table]:
         for bounds, (_, own) in zip(values, columns, strict=False):
             if bounds and bounds.value == best:
                 own[i].stylize("bold", 0, own[i].plain.find("\n"))
-    blocks: list[list[tuple[str, list[Text]]]] = [[]]
+    return list(blocks("task", marked, columns, width))
+
+
+def blocks(
+    title: str,
+    names: Sequence[str],
+    columns: Iterable[tuple[str, Sequence[Text]]],
+    width: int,
+) -> Iterator[Padding]:
+    """Tables of a line per name, with as many columns each as fit into `width`.
+
+    Args:
+      title: of the names.
+      names: of the lines.
+      columns: header and values; those that do not fit go into the next table.
+      width: of the terminal.
+    """
+    room = width - max(len(title), *map(len, names)) - GAP
+    parts: list[list[tuple[str, Sequence[Text]]]] = [[]]
     used = 0
     for column in columns:
-        needed = _GAP + max(
+        needed = GAP + max(
             len(line)
             for value in [column[0], *(v.plain for v in column[1])]
             for line in value.split("\n")
         )
-        if blocks[-1] and used + needed > room:
-            blocks.append([])
+        if parts[-1] and used + needed > room:
+            parts.append([])
             used = 0
-        blocks[-1].append(column)
+        parts[-1].append(column)
         used += needed
-    tables = []
-    for block in blocks:
-        table = _grid()
-        table.add_column("task", overflow="fold")
-        for label, _ in block:
+    for part in parts:
+        table = grid()
+        table.add_column(title, overflow="fold")
+        for label, _ in part:
             table.add_column(label, justify="right", overflow="fold")
-        for i, name in enumerate(marked):
-            table.add_row(Text(name), *(values[i] for _, values in block))
-        tables.append(Padding(table, (0, 0, 1, 0)))
-    return tables
+        for i, name in enumerate(names):
+            table.add_row(Text(name), *(values[i] for _, values in part))
+        yield Padding(table, (0, 0, 1, 0))
 
 
 def _unit_mark(section: Section, index: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from offrl_jax.leaderboard.model import FEW_EPISODES, FEW_SEEDS, Cell, Entry, Section
 from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.runs import POOLED
 from offrl_jax.leaderboard.statistics import REPLICATIONS
 from offrl_jax.results import ONLINE
 
@@ -25,6 +26,19 @@ HOW_TO_READ = (
 def printable(name: str) -> str:
     """`name` with control characters written out, so that no file steers a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+LONGEST = 56
+"""Characters of a name in a terminal's table; longer ones lose their middle."""
+
+
+def cut(name: str) -> str:
+    """`name`, or its first 40 and last 15 characters with an ellipsis between."""
+    return name if len(name) <= LONGEST else f"{name[:40]}…{name[-15:]}"
+
+
+PUBLISHED = "published by others, not measured here"
+"""Heading of every table of numbers that others published."""
 
 
 def number(value: float | None) -> str:
@@ -95,15 +109,18 @@ def marks(entry: Entry) -> str:
 def footnotes(section: Section) -> list[str]:
     """What the marks of the section's lines mean."""
     used = "".join(marks(entry) for entry in section.entries)
-    floor = (
-        "a score of 0" if section.unit == "score" else "the lowest return of the task"
-    )
-    meanings = {
+    return meanings(used, section.unit == "return")
+
+
+def meanings(used: str, raw: bool) -> list[str]:
+    """What the marks in `used` mean, of scores or of raw returns."""
+    floor = "the lowest return of the task" if raw else "a score of 0"
+    known = {
         FEW_MARK: f"fewer than {FEW_SEEDS} seeds or {FEW_EPISODES} episodes on a task",
         DIVERGED_MARK: f"diverged runs, counted as {floor}, or their own if lower",
         INCOMPLETE_MARK: "runs are absent; no rank without runs of every task",
     }
-    return [f"{mark} {meaning}" for mark, meaning in meanings.items() if mark in used]
+    return [f"{mark} {meaning}" for mark, meaning in known.items() if mark in used]
 
 
 def title(section: Section) -> str:
@@ -112,8 +129,8 @@ def title(section: Section) -> str:
 
 
 def heading(suite: str, family: str, preset: str) -> str:
-    """The title of a table of that suite, family and preset."""
-    names = [suite, family]
+    """The title of a table of that suite (if of one), family and preset."""
+    names = [suite, family] if suite else [family]
     if preset != "full":
         names.append(f"preset {preset}")
     return printable(" · ".join(names))
@@ -130,8 +147,23 @@ def subtitle(section: Section) -> str:
     episodes = span(cell.episodes for cell in cells)
     return (
         f"{tasks}, {seeds} seeds x {episodes} episodes, {section.updates_total:,} "
-        f"{steps_name(section.family)}, {section.tuning}"
+        f"{steps_name(section.family)}, {section.tuning}{_chosen_by(section)}"
+        f"{pooled(section)}"
     )
+
+
+def _chosen_by(section: Section) -> str:
+    """By which rule settings were chosen, where a suite says so."""
+    selection = section.protocol.get("selection")
+    if selection is None:
+        return ""
+    return printable(f", chosen by {selection['rule']} of {selection['from']}")
+
+
+def pooled(section: Section) -> str:
+    """What a subtitle adds where runs of several protocols stand together."""
+    protocols = section.protocol.get(POOLED, ())
+    return f", {len(protocols)} protocols POOLED" if protocols else ""
 
 
 def steps_name(family: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from offrl_jax.errors import ResultsError, UsageError, unknown_name
@@ -28,10 +29,10 @@ from offrl_jax.leaderboard.sections import (
     SCORE,
     Group,
     absent,
-    group_of,
+    gather,
     own_value,
 )
-from offrl_jax.results import BEHAVIOUR, Row, read_plan, read_rows
+from offrl_jax.results import BEHAVIOUR, Row, read_plans, read_rows
 
 ARMS = 8
 """Policies that the bandit chooses from, as in Unifloral's text."""
@@ -178,7 +179,7 @@ def build(
             groups[run.section].append(run)
     found: list[Tuning] = []
     for key, group in sorted(groups.items()):
-        whole = group_of(key, "", group, behaviour, {})
+        whole = gather(key, "", group, behaviour, {})
         if whole.begun:
             found.append(_tuning(whole, role_of, arms, pulls))
         else:
@@ -197,8 +198,8 @@ def _names(run: Run) -> set[str]:
 
 def _runs(rows: Sequence[Row], folder: Path) -> dict[str, list[Run]]:
     """Runs by role; those of role `test` only of agents and families without others."""
-    plan = read_plan(folder)
-    tune, test = (final_runs(rows, plan, role)[0] for role in ("tune", "test"))
+    plan = read_plans(folder)
+    tune, test = (final_runs(rows, plan, role=role)[0] for role in ("tune", "test"))
     tuned = {(run.cell.agent, run.section.family) for run in tune}
     left = [run for run in test if (run.cell.agent, run.section.family) not in tuned]
     return {"tune": tune, "test": left}
@@ -213,9 +214,6 @@ def _tuning(
     agents: list[AgentTuning] = []
     for agent in sorted({run.cell.agent for run in group.runs}):
         own = [run for run in group.runs if run.cell.agent == agent]
-        structures = len({run.config for run in own})
-        if structures > 1:
-            messages.append(f"{agent}: policies of {structures} different structures")
         by_task: dict[str, TaskTuning] = {}
         samples: dict[str, _Samples] = {}
         for task in begun:
@@ -316,13 +314,13 @@ def _sample(
     deployed = bandit.deployment(
         bandit_key,
         policies,
-        np.concatenate([whole, drawn[:DEPLOYMENTS]]),
+        jnp.concatenate([whole, drawn[:DEPLOYMENTS]]),
         arms=arms,
         pulls=pulls,
         trials=TRIALS,
     )
     deployed = np.asarray(deployed, np.float64)
-    values = policies.values[: len(runs)].astype(np.float64)
+    values = np.asarray(policies.values, np.float64)[: len(runs)]
     return _Samples(
         bandit.expected_best(values),
         bandit.expected_best(values[drawn[:, : len(runs)]]),
@@ -361,7 +359,8 @@ def _policies(group: Group, task: str, runs: Sequence[Run]) -> bandit.Policies:
     for i, (value, own) in enumerate(zip(values, episodes, strict=True)):
         padded[i], lengths[i] = value, len(own)
         rewards[i, : len(own)] = own / scale
-    return bandit.Policies(padded, rewards, lengths, np.int32(len(values)))
+    whole = (padded, rewards, lengths, np.array(len(values), np.int32))
+    return bandit.Policies(*map(jnp.asarray, whole))
 
 
 def _to_values(group: Group, task: str) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl_jax.leaderboard import text
 from offrl_jax.leaderboard.model import Cell, Section
 from offrl_jax.leaderboard.runs import CellKey, Run
 from offrl_jax.leaderboard.sections import SCORE, Contents, Group
@@ -52,11 +53,12 @@ def encode(contents: Contents, sections: Sequence[Section]) -> dict[str, Any]:
 
     Returns:
       `episodes`, whether rows have their lists of episodes; `fields` of a row; `pool`
-      of values; and `sections`, each with `agents`, `tasks`, `units`, `updates` and
-      `cells` by "agent.task".  A cell has its `mean` with the ends of the interval,
-      `noise`, `shared`, a place in the pool for every field or -1, the `steps` of its
-      evaluations, and `runs`: lists of seed, place of the run's name in the pool,
-      state, value, what `_summary` says, `_curve`, and the fields that are not shared.
+      of values; and `sections`, each with `agents`, `tasks`, `units`, `updates`,
+      `steps` and `cells` by "agent.task".  A cell has its `mean` with the ends of the
+      interval, `noise`, `shared`, a place in the pool for every field or -1, the
+      `steps` of its evaluations, and `runs`: lists of seed, place of the run's name in
+      the pool, state, value, what `_summary` says, `_curve`, and the fields that are
+      not shared.
     """
     by_run: dict[_RunKey, list[Row]] = defaultdict(list)
     for row in contents.rows:
@@ -106,6 +108,7 @@ def _section(
         "tasks": [info.task for info in section.tasks],
         "units": [info.unit for info in section.tasks],
         "updates": section.updates_total,
+        "steps": text.steps_name(section.family),
         "cells": cells,
     }
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from offrl_jax.leaderboard import text
-from offrl_jax.leaderboard.model import Section
+from offrl_jax.leaderboard.model import Entry
 from offrl_jax.leaderboard.progress import AgentProgress, Point, Progress
 from offrl_jax.leaderboard.ranking import Bounds
 
@@ -21,6 +21,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
 _LABEL_HEIGHT, _CHARACTER = 13, 6.1  # of the text beside a point, in units of the box
 NAME = 26
 """Characters of a name beside a point; longer ones are cut, and whole in the table."""
+_TROUBLE = 60.0  # square units that a name may hide of others
 _LOG_SPAN = 4.0  # costs that differ by more are drawn on a logarithmic axis
 
 
@@ -156,7 +157,11 @@ def _line(
 ) -> Line:
     places = [(x(at), y(bounds.value)) for at, bounds in points]
     ends = [(x(at), b.low, b.high) for at, b in points]
-    known = [(at, y(low), y(high)) for at, low, high in ends if low is not None]
+    known = [
+        (at, y(low), y(high))
+        for at, low, high in ends
+        if low is not None and high is not None
+    ]
     band = ""
     if len(known) == len(points) > 1:
         upper = [(at, high) for at, _, high in known]
@@ -197,8 +202,10 @@ def profiles(
     )
 
 
-def learning(progress: Progress | None, numbers: Mapping[str, int]) -> Lines | None:
-    """The IQM, or the mean of a single raw task, against updates."""
+def learning(
+    progress: Progress | None, numbers: Mapping[str, int], shown: Container[str]
+) -> Lines | None:
+    """The IQM, or the mean of a single raw task, against updates, of labels `shown`."""
     if progress is None:
         return None
     tasks = list(progress.units)
@@ -207,7 +214,11 @@ def learning(progress: Progress | None, numbers: Mapping[str, int]) -> Lines | N
     def points_of(own: AgentProgress) -> Sequence[Point]:
         return own.pooled or (own.by_task.get(single, ()) if single else ())
 
-    found = {own.label: points_of(own) for own in progress.agents if points_of(own)}
+    found = {
+        own.label: points_of(own)
+        for own in progress.agents
+        if own.label in shown and points_of(own)
+    }
     every = [point for points in found.values() for point in points]
     if len({point.step for point in every}) < 2:
         return None
@@ -233,11 +244,19 @@ def learning(progress: Progress | None, numbers: Mapping[str, int]) -> Lines | N
     )
 
 
-def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
-    """IQM against device seconds of a run."""
+def cost(
+    entries: Sequence[Entry], unit: str, numbers: Mapping[str, int]
+) -> Dots | None:
+    """IQM against device seconds of a run.
+
+    Args:
+      entries: ranked ones.
+      unit: of the IQM.
+      numbers: of the agents of the section, by label.
+    """
     found = [
         (entry.label, entry.cost_s, entry.iqm)
-        for entry in section.entries
+        for entry in entries
         if entry.iqm is not None and entry.cost_s
     ]
     if len(found) < 2:
@@ -253,8 +272,9 @@ def cost(section: Section, numbers: Mapping[str, int]) -> Dots | None:
         for end in (iqm.value, iqm.low, iqm.high)
         if end is not None
     ]
-    low = min([*ends, 0.0]) if section.unit == "score" else min(ends)
-    high = max(ends)
+    low, high = min(ends), max(ends)
+    # Zoomed in: whoever is dear and not better shall be seen.
+    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
     x, y = _horizontal(left, right, log=log), _vertical(low, high)
     dots = [
         Dot(
@@ -290,9 +310,9 @@ def _cut(label: str) -> str:
 
 
 def place_names(dots: Sequence[Dot], widths: Mapping[int, float]) -> list[Dot]:
-    """Names beside their points where they hide no other name; else as near as can be.
+    """Names beside their points, from the highest point down.
 
-    Four places are tried for each, from the highest point down.
+    Six places are tried for each; a name that would hide another one is left out.
     """
     taken: list[tuple[float, float, float, float]] = [
         (dot.x - 4, dot.y - 4, dot.x + 4, dot.y + 4) for dot in dots
@@ -325,6 +345,9 @@ def place_names(dots: Sequence[Dot], widths: Mapping[int, float]) -> list[Dot]:
             return 50 * outside + sum(_overlap(own, other) for other in taken)
 
         best = min(options, key=trouble)
+        if trouble(best) > _TROUBLE:
+            placed.append(dataclasses.replace(dot, name=""))
+            continue
         taken.append(box(best))
         placed.append(
             dataclasses.replace(dot, name_x=best[0], name_y=best[1], anchor=best[2])

@@ -24,11 +24,15 @@
   const byNumber = (a, b) => Number(a) - Number(b);
   const byWord = (a, b) => a.localeCompare(b, "en", { numeric: true });
 
+  // Where a row stood at first: equal ones stay in that order.
+  const places = new WeakMap();
+  for (const table of $$("table")) for (const body of table.tBodies) [...body.rows].forEach((row, place) => places.set(row, place));
+
   function sortBy(header, direction) {
     const body = header.closest("table").tBodies[0];
     const column = [...header.parentNode.children].indexOf(header);
     const numbers = header.classList.contains("number");
-    const keyed = [...body.rows].map((row, place) => ({ row, place, key: row.cells[column].dataset.sort ?? "" }));
+    const keyed = [...body.rows].map((row) => ({ row, place: places.get(row), key: row.cells[column].dataset.sort ?? "" }));
     keyed.sort((a, b) => {
       // What has no value stands last, whichever way the others go.
       if ((a.key === "") !== (b.key === "")) return a.key === "" ? 1 : -1;
@@ -40,7 +44,8 @@
     header.setAttribute("aria-sort", direction);
   }
 
-  $$("table").forEach((table, number) => {
+  for (const table of $$("section.table table")) {
+    const name = `${table.closest("section").id} ${table.className} `;
     const headers = $$("thead th", table).filter((header) => $(".sort", header));
     for (const header of headers) {
       $(".sort", header).addEventListener("click", () => {
@@ -49,17 +54,22 @@
         const first = header.classList.contains("number") && !rising ? "descending" : "ascending";
         const direction = now ? (now === "ascending" ? "descending" : "ascending") : first;
         sortBy(header, direction);
-        memory.write(`sort${number}`, `${headers.indexOf(header)} ${direction}`);
+        memory.write(name, `${headers.indexOf(header)} ${direction}`);
       });
     }
-    const [place, direction] = memory.read(`sort${number}`).split(" ");
+    const [place, direction] = memory.read(name).split(" ");
     if (direction && headers[place]) sortBy(headers[place], direction);
-  });
+  }
 
   // ---- filters -------------------------------------------------------------------
   const form = $(".filters");
   form.hidden = false;
-  const words = (id) => (document.getElementById(id)?.value ?? "").toLowerCase().split(/[\s,]+/).filter(Boolean);
+  // Words, or what is in quotes, or, where there are commas, what lies between them.
+  function words(id) {
+    const text = (document.getElementById(id)?.value ?? "").toLowerCase();
+    const parts = text.includes(",") ? text.split(",") : text.match(/"[^"]*"|[^\s"]+/g) ?? [];
+    return parts.map((part) => part.replaceAll('"', "").trim()).filter(Boolean);
+  }
   const fits = (name, wanted) => !wanted.length || wanted.some((word) => name.toLowerCase().includes(word));
 
   function filter() {
@@ -80,7 +90,7 @@
       for (const row of $$("tr[data-task]", section)) row.hidden = !fits(known.tasks[row.dataset.task], tasks);
       lines += shown.filter(Boolean).length;
     }
-    for (const row of $$(".overview tr[data-family]")) row.hidden = Boolean(family) && row.dataset.family !== family;
+    for (const row of $$(".overview tr[data-of]")) row.hidden = document.getElementById(row.dataset.of).hidden;
     $("#nothing").hidden = tables > 0;
     const active = Boolean(family || agents.length || tasks.length);
     $("#filtered").textContent = active ? `${lines} lines of ${tables} tables shown; numbers stay those over all tasks` : "";
@@ -137,7 +147,7 @@
     return { ...cell, runs };
   }
 
-  function curves(cell, unit, updates) {
+  function curves(cell, unit, updates, steps) {
     const runs = cell.runs.filter((run) => run.curve.length);
     const points = runs.flatMap((run) => run.curve);
     if (!points.length) return null;
@@ -147,13 +157,13 @@
     const span = high > low ? high - low : 1;
     const x = (step) => left + (step / updates) * (width - left - 12);
     const y = (value) => height - bottom - ((value - low) / span) * (height - bottom - 12);
-    const chart = make("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${unit} against updates, a line per seed; the numbers are in the table below` });
+    const chart = make("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${unit} against ${steps}, a line per seed; the numbers are in the table below` });
     const grid = make("g", { class: "grid" });
     for (const tick of roundTicks(low, high)) {
       grid.append(make("line", { x1: left, x2: width - 12, y1: y(tick), y2: y(tick) }), make("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, short(tick)));
     }
     for (const tick of roundTicks(0, updates)) grid.append(make("text", { x: x(tick), y: height - bottom + 16, "text-anchor": "middle" }, short(tick)));
-    grid.append(make("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, "updates"), make("text", { transform: `translate(12 ${height / 2}) rotate(-90)`, "text-anchor": "middle" }, unit));
+    grid.append(make("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, steps), make("text", { transform: `translate(12 ${height / 2}) rotate(-90)`, "text-anchor": "middle" }, unit));
     chart.append(grid);
     const path = (list) => `M${list.map(([a, b]) => `${a.toFixed(1)},${b.toFixed(1)}`).join("L")}`;
     runs.forEach((run, i) => {
@@ -204,21 +214,37 @@
     $("#detail-title").textContent = `${known.agents[agent]} on ${known.tasks[task]}`;
     const mean = cell.mean ? `Mean over ${cell.runs.filter((run) => run.row).length} runs: ${number(cell.mean[0])}` + (cell.mean[1] === null ? "" : ` [${number(cell.mean[1])}, ${number(cell.mean[2])}]`) : "No run of it counts.";
     const noise = cell.noise === null ? "" : ` Evaluation episodes make ${Math.round(100 * cell.noise)} % of the variance between runs.`;
-    $("#detail-body").replaceChildren(make("p", {}, `${mean} (${unit === "score" ? "score, 100 is the reference expert" : "raw return"}).${noise}`), curves(cell, unit, known.updates) ?? "", table(cell), rows(cell));
-    dialog.dataset.at = `${section}.${key}`;
+    $("#detail-body").replaceChildren(make("p", {}, `${mean} (${unit === "score" ? "score, 100 is the reference expert" : "raw return"}).${noise}`), curves(cell, unit, known.updates, known.steps) ?? "", table(cell), rows(cell));
     dialog.showModal();
     dialog.scrollTop = 0;
-    history.replaceState(null, "", `#cell-${section}.${key}`);
+    const names = [document.querySelector(`[data-section="${section}"]`).id, known.agents[agent], known.tasks[task]];
+    history.replaceState(null, "", `#cell/${names.map(encodeURIComponent).join("/")}`);
+  }
+
+  /** Opens the cell that the address names. */
+  function follow() {
+    const [kind, ...names] = location.hash.slice(1).split("/");
+    if (kind !== "cell" || names.length !== 3) return;
+    const [id, agent, task] = names.map(decodeURIComponent);
+    const section = document.getElementById(id)?.dataset.section;
+    if (section === undefined) return;
+    const known = data.sections[section];
+    if (dialog.open) dialog.close();
+    open(section, `${known.agents.indexOf(agent)}.${known.tasks.indexOf(task)}`);
   }
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest(".cell");
     if (button) open(button.closest("section").dataset.section, button.dataset.cell);
-    if (event.target === dialog) dialog.close();
   });
+  // Outside of the box, and not where a selection that began inside of it has ended.
+  let pressed = null;
+  dialog.addEventListener("pointerdown", (event) => { pressed = event.target; });
+  dialog.addEventListener("click", (event) => { if (event.target === dialog && pressed === dialog) dialog.close(); });
+  $(".close", dialog).addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname + location.search));
-  const asked = /^#cell-(\d+)\.(\d+\.\d+)$/.exec(location.hash);
-  if (asked) open(asked[1], asked[2]);
+  addEventListener("hashchange", follow);
+  follow();
 
   // ---- print: everything that is folded is unfolded -------------------------------
   addEventListener("beforeprint", () => { for (const fold of $$("main details")) fold.open = true; });
@@ -230,6 +256,7 @@
     const ask = async () => {
       try {
         const answer = await (await fetch("version", { cache: "no-store" })).json();
+        status.textContent = "Follows the results folder; reloads when rows arrive.";
         // An open cell is being read, a field being written: later.
         const busy = dialog.open || $("input:focus");
         if (known !== null && answer.version !== known && !busy) location.reload();

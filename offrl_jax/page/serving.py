@@ -20,7 +20,9 @@ HOST = "127.0.0.1"
 """Rows are nobody else's business: other machines are not answered."""
 
 
-def server(folder: Path, port: int) -> ThreadingHTTPServer:
+def server(
+    folder: Path, port: int, *, pool_protocols: bool = False
+) -> ThreadingHTTPServer:
     """A server of the page of `folder`, bound but not yet serving.
 
     `/` is the page, drawn anew when a row file or the plan has changed; `/version`
@@ -29,12 +31,13 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
     Args:
       folder: of results; it is read at every request.
       port: 0 for any that is free.
+      pool_protocols: as in `leaderboard.build`.
 
     Raises:
       UsageError: the port is taken or not allowed.
       ResultsError: as `render`, if there is nothing to show yet.
     """
-    page = _Page(folder)
+    page = _Page(folder, pool_protocols)
     page.draw()
     try:
         return ThreadingHTTPServer((HOST, port), _handler(page))
@@ -50,8 +53,8 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
 class _Page:
     """The page as last drawn; requests of several browsers draw it once."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, pool_protocols: bool) -> None:
+        self._folder, self._pool = folder, pool_protocols
         self._lock = threading.Lock()
         self._version, self._content = "", ""
 
@@ -76,7 +79,9 @@ class _Page:
         with self._lock:
             version = self.version()
             if version != self._version:
-                self._content = render(self._folder, live=True)
+                self._content = render(
+                    self._folder, pool_protocols=self._pool, live=True
+                )
                 self._version = version
             return self._content
 
@@ -84,6 +89,11 @@ class _Page:
 def _handler(page: _Page) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            # A site whose name was made to lead here asks for that name.
+            host = self.headers.get("Host", "").rpartition(":")[0]
+            if host not in (HOST, "localhost"):
+                self._send(HTTPStatus.FORBIDDEN, "text/plain", "this machine alone")
+                return
             path = self.path.partition("?")[0]
             if path == "/":
                 status, content = _answer(page.draw)

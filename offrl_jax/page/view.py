@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from offrl_jax.benchmark.suites import known_suites
 from offrl_jax.leaderboard import comparisons, text
 from offrl_jax.leaderboard.model import Cell, Entry, Section
 from offrl_jax.leaderboard.progress import Progress
-from offrl_jax.leaderboard.ranking import Bounds
+from offrl_jax.leaderboard.ranking import Bounds, surely_highest
 from offrl_jax.leaderboard.runs import Run
 from offrl_jax.page import charts
 from offrl_jax.results.rows import strict_json
 
 COLOURS, DASHES = 7, 4
-"""Of lines: an agent has the same look in all charts of a page."""
-MATRIX_AGENTS = 30
-"""Most agents of a matrix; the first ones of the ranking."""
+"""Of lines: an agent has the same look in all charts of a section."""
+SHOWN = 30
+"""Most agents of a matrix or chart; the first ones of the ranking."""
 NAMED = 4
 """Most agents named in a sentence."""
+
+
+Better = Mapping[tuple[str, str], Bounds]
+"""Probability that a run of the first beats one of the second, by labels."""
 
 
 class Number(NamedTuple):
@@ -55,8 +60,7 @@ def section_view(
     section: Section,
     progress: Progress | None,
     runs: Sequence[Run],
-    looks: Mapping[str, int],
-    position: int,
+    anchor: str,
 ) -> dict[str, Any]:
     """Everything that the template needs of one table.
 
@@ -64,29 +68,39 @@ def section_view(
       section: of the leaderboard.
       progress: the same section's scores while training, None if no run counts.
       runs: of the section.
-      looks: number of an agent's look, by label.
-      position: of the section in the page.
+      anchor: name of the section within the page.
     """
     numbers = {entry.label: i for i, entry in enumerate(section.entries)}
     ranked = [entry for entry in section.entries if entry.rank is not None]
     low, high = _range(section, ranked)
-    found = comparisons.profiles(section)
+    shown = ranked[:SHOWN]
+    better = comparisons.improvements(section, [entry.label for entry in shown])
+    drawn_labels = {entry.label for entry in shown}
+    found = {
+        label: profile
+        for label, profile in comparisons.profiles(section).items()
+        if label in drawn_labels
+    }
+    looks = {label: i for i, label in enumerate(sorted(numbers))}
+    steps = text.steps_name(section.family)
     unit = "score" if section.unit == "score" else "return"
     drawn = [
         chart
         for chart in (
             charts.profiles(found, numbers, unit),
-            charts.learning(progress, numbers),
+            charts.learning(progress, numbers, drawn_labels),
         )
         if chart
     ]
     return {
-        "id": f"s{position}",
+        "id": anchor,
         "title": text.title(section),
         "subtitle": text.subtitle(section),
+        "updates": f"{section.updates_total:,}",
         "state": text.state(section),
         "family": section.family,
-        "short": in_short(section),
+        "short": in_short(section, ranked, better),
+        "overview": _overview(section, ranked, better),
         "unit": "IQM" if section.unit == "score" else "IQM return",
         "range": (text.number(low), text.number(high)),
         "agents": [
@@ -99,20 +113,15 @@ def section_view(
         else None,
         "footnotes": text.footnotes(section),
         "tasks": _tasks(section),
-        "matrix": _matrix(section, ranked),
-        "matrix_cut": len(ranked) if len(ranked) > MATRIX_AGENTS else 0,
+        "matrix": _matrix(numbers, shown, better),
+        "cut": len(ranked) if len(ranked) > SHOWN else 0,
+        "steps": steps,
         "lines": drawn,
-        "dots": charts.cost(section, numbers),
+        "dots": charts.cost(shown, section.unit, numbers),
         "warnings": section.warnings,
         "absent": section.absent,
         "origin": origin(section, runs),
     }
-
-
-def look_numbers(sections: Iterable[Section]) -> dict[str, int]:
-    """A number per label, in their order as words."""
-    labels = sorted({entry.label for part in sections for entry in part.entries})
-    return {label: i for i, label in enumerate(labels)}
 
 
 def _range(section: Section, ranked: Sequence[Entry]) -> tuple[float, float]:
@@ -144,11 +153,11 @@ def _agent(
         "median": number_of(entry.median),
         "gap": number_of(entry.optimality_gap),
         "lead": _lead(entry),
+        "leader": text.printable(entry.leader) if entry.leader else "",
         "runs": text.runs(entry.cells),
         "noise": _noise(entry.episode_share),
         "cost": Number(
-            text.seconds(entry.cost_s),
-            "" if entry.cost_s is None else str(entry.cost_s),
+            _seconds(entry.cost_s), "" if entry.cost_s is None else str(entry.cost_s)
         ),
         "tuned": "x".join(map(str, entry.tuned)) if entry.tuned else "",
     }
@@ -182,7 +191,7 @@ def _tasks(section: Section) -> list[dict[str, Any]]:
     found = []
     for j, info in enumerate(section.tasks):
         cells = [entry.cells[j] for entry in section.entries]
-        best = surely_highest(cells)
+        best = surely_highest([cell.mean for cell in cells])
         found.append(
             {
                 "index": j,
@@ -211,32 +220,17 @@ def _share(cell: Cell) -> float | None:
     return round(min(max(cell.mean.value, 0.0), 100.0), 1)
 
 
-def surely_highest(cells: Sequence[Cell]) -> int | None:
-    """The cell whose interval lies above those of all others, if there is one."""
-    means = [(i, cell.mean) for i, cell in enumerate(cells) if cell.mean is not None]
-    if len(means) < 2:
+def _matrix(
+    numbers: Mapping[str, int], shown: Sequence[Entry], better: Better
+) -> dict[str, Any] | None:
+    if len(shown) < 2:
         return None
-    first, mean = max(means, key=lambda item: item[1].value)
-    others = [m.value if m.high is None else m.high for i, m in means if i != first]
-    if mean.low is None or any(m.high is None for _, m in means):
-        return None
-    return first if mean.low > max(others) else None
-
-
-def _matrix(section: Section, ranked: Sequence[Entry]) -> dict[str, Any] | None:
-    if len(ranked) < 2:
-        return None
-    shown = ranked[:MATRIX_AGENTS]
-    found = comparisons.improvements(section, [entry.label for entry in shown])
-    index = {entry.label: i for i, entry in enumerate(section.entries)}
-    names = [(index[entry.label], text.printable(entry.label)) for entry in shown]
+    names = [(numbers[entry.label], text.printable(entry.label)) for entry in shown]
     lines = []
-    for row in shown:
-        cells = []
-        for column in shown:
-            bounds = found.get((row.label, column.label))
-            cells.append(None if bounds is None else _chance(bounds))
-        lines.append((index[row.label], text.printable(row.label), cells))
+    for row, (index, name) in zip(shown, names, strict=True):
+        pairs = [better.get((row.label, column.label)) for column in shown]
+        cells = [None if bounds is None else _chance(bounds) for bounds in pairs]
+        lines.append((index, name, cells))
     return {"names": names, "lines": lines}
 
 
@@ -261,9 +255,14 @@ def _chance(bounds: Bounds) -> dict[str, Any]:
     }
 
 
-def in_short(section: Section) -> list[str]:
-    """Who leads, whether that is sure, and what it costs, one sentence each."""
-    ranked = [entry for entry in section.entries if entry.rank is not None]
+def in_short(section: Section, ranked: Sequence[Entry], better: Better) -> list[str]:
+    """Who leads, over whom that was shown, and what it costs, one sentence each.
+
+    Args:
+      section: of the leaderboard.
+      ranked: its ranked entries.
+      better: probabilities of improvement between the first `SHOWN` of them.
+    """
     if not ranked:
         raw = section.tasks and all(task.unit == "return" for task in section.tasks)
         why = (
@@ -272,18 +271,24 @@ def in_short(section: Section) -> list[str]:
             else "no agent has finished runs of every task"
         )
         return [f"No ranking: {why}."]
-    leader = ranked[0]
-    iqm = f"{text.estimate(leader.iqm)} {text.interval(leader.iqm)}".strip()
-    found = [f"{text.printable(leader.label)} has the highest IQM: {iqm}."]
-    if len(ranked) == 1:
-        found.append("No other agent is ranked beside it.")
+    leaders, others = _leaders(ranked)
+    iqm = f"{text.estimate(leaders[0].iqm)} {text.interval(leaders[0].iqm)}".strip()
+    name = text.printable(leaders[0].label)
+    if len(leaders) > 1:
+        names = _names([text.printable(entry.label) for entry in leaders])
+        found = [f"No agent leads: {names} have the same IQM, {iqm}."]
     else:
-        found.append(_certainty(section, leader, ranked[1:]))
+        found = [f"{name} has the highest IQM: {iqm}."]
+        if others:
+            found.append(_certainty(leaders[0], others, better))
+        else:
+            found.append("No other agent is ranked beside it.")
     costs = [entry for entry in ranked if entry.cost_s]
-    if leader.cost_s and len(costs) > 1:
-        line = f"One of its runs costs {text.seconds(leader.cost_s)} device seconds"
+    if len(leaders) == 1 and leaders[0].cost_s and len(costs) > 1:
+        line = f"Training one of its runs takes {_seconds(leaders[0].cost_s)} device "
+        line += "seconds"
         cheap = min(costs, key=lambda entry: entry.cost_s or 0.0)
-        times = leader.cost_s / (cheap.cost_s or leader.cost_s)
+        times = leaders[0].cost_s / (cheap.cost_s or leaders[0].cost_s)
         if times < 1.05:
             line += "; no other is clearly cheaper."
         else:
@@ -295,36 +300,77 @@ def in_short(section: Section) -> list[str]:
     few = [entry for entry in ranked if entry.few]
     if few:
         found.append(
-            "Few seeds or episodes: read the intervals as too narrow."
+            "Few seeds or episodes: the intervals are too narrow."
             if len(few) == len(ranked)
             else "Some agents have few seeds or episodes; they carry a mark."
         )
     return found
 
 
-def _certainty(section: Section, leader: Entry, others: Sequence[Entry]) -> str:
-    """Whom a run of the leader surely beats, and whom not."""
-    shown = others[: MATRIX_AGENTS - 1]
-    labels = [leader.label, *(entry.label for entry in shown)]
-    found = comparisons.improvements(section, labels)
-    sure, unsure = [], []
+def _leaders(ranked: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Those of the highest IQM, usually one, and the others."""
+    top = ranked[0].iqm.value if ranked[0].iqm else None
+    leaders = [entry for entry in ranked if entry.iqm and entry.iqm.value == top]
+    return leaders, [entry for entry in ranked if entry not in leaders]
+
+
+def _certainty(leader: Entry, others: Sequence[Entry], better: Better) -> str:
+    """Over whom the leader was shown to be better, over whom not, and who beats it."""
+    groups: dict[str, list[str]] = {"over": [], "open": [], "under": []}
+    shown = [entry for entry in others if (leader.label, entry.label) in better]
     for entry in shown:
-        chance = found[leader.label, entry.label]
-        clear = chance.low is not None and chance.low > 0.5
+        chance = better[leader.label, entry.label]
         name = f"{text.printable(entry.label)} ({chance.value:.2f})"
-        (sure if clear else unsure).append(name)
+        groups[_outcome(chance)].append(name)
     parts = []
-    if sure:
-        parts.append(f"surely better than {_names(sure)}")
-    if unsure:
-        parts.append(f"not surely better than {_names(unsure)}")
+    if groups["over"]:
+        parts.append(f"shown to win more often than {_names(groups['over'])}")
+    if groups["open"]:
+        parts.append(f"not shown against {_names(groups['open'])}")
+    if groups["under"]:
+        parts.append(f"but loses more often than not to {_names(groups['under'])}")
     if len(others) > len(shown):
         parts.append(f"the other {len(others) - len(shown)} have a lower IQM")
-    line = "; ".join(parts)
     return (
-        f"It is {line}. In brackets: the probability that one of its runs beats one of "
-        "theirs; sure if its interval is above one half."
+        f"It is {'; '.join(parts)}. In brackets: probability that one of its runs "
+        f"beats one of theirs; shown, if the 95 % interval is above 0.5, "
+        f"{len(shown)} comparisons, not corrected for their number."
     )
+
+
+def _outcome(chance: Bounds) -> str:
+    if chance.low is not None and chance.low > 0.5:
+        return "over"
+    return "under" if chance.high is not None and chance.high < 0.5 else "open"
+
+
+def _overview(
+    section: Section, ranked: Sequence[Entry], better: Better
+) -> dict[str, Any] | None:
+    """The line of a table in the list of all; None without a ranking."""
+    if not ranked:
+        return None
+    leaders, _ = _leaders(ranked)
+    leader = leaders[0]
+    alone = len(leaders) == 1
+    chances = [bounds for (x, _), bounds in better.items() if x == leader.label]
+    beaten = sum(_outcome(chance) == "over" for chance in chances)
+    return {
+        "leader": text.printable(leader.label) + text.marks(leader)
+        if alone
+        else f"nobody: {len(leaders)} are equal",
+        "iqm": number_of(leader.iqm),
+        "raw": section.unit != "score",
+        "beaten": f"{beaten} of {len(chances)}" if alone and chances else "",
+        "cost": _seconds(leader.cost_s) if alone else "",
+    }
+
+
+def _seconds(value: float | None) -> str:
+    """Two digits at least: 0.28, 1.6, 140."""
+    if value is None or value >= 1:
+        return text.seconds(value)
+    return f"{value:.2g}"
 
 
 def _names(names: Sequence[str]) -> str:
@@ -338,6 +384,7 @@ def origin(section: Section, runs: Sequence[Run]) -> dict[str, Any]:
     data = sorted({(r.task, r.recipe_hash or r.dataset_hash or "none") for r in rows})
     return {
         "commands": commands(section, runs),
+        "note": suite_note(section.suite),
         "protocol": strict_json(section.protocol),
         "devices": section.devices,
         "flags": sorted({strict_json(row.flags) for row in rows}),
@@ -354,19 +401,30 @@ def origin(section: Section, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def commands(section: Section, runs: Sequence[Run]) -> list[str]:
-    """Commands that train and evaluate the runs of a section anew."""
+    """Commands that train and evaluate the runs of a section anew, in a new folder."""
     seeds = max((run.seed for run in runs), default=0) + 1
-    updates = section.updates_total
-    if section.suite != "run":
-        line = ["offrl", "benchmark", section.suite, "--seeds", str(seeds)]
-        return [shlex.join([*line, "--updates", str(updates)])]
     tasks = [task.task for task in section.tasks]
+    agents = sorted({entry.agent for entry in section.entries})
+    length = ["--seeds", str(seeds), "--updates", str(section.updates_total)]
+    there = ["--results", "results/again"]
+    if section.suite != "run":
+        line = ["offrl", "benchmark", section.suite, "--agents", *agents]
+        return [shlex.join([*line, "--tasks", *tasks, *length, *there])]
     found = []
-    for agent in sorted({entry.agent for entry in section.entries}):
-        line = ["offrl", "run", "--agent", agent, "--task", *tasks]
-        line += ["--seeds", str(seeds), "--updates", str(updates)]
+    for entry in section.entries:
+        line = ["offrl", "run", "--agent", entry.agent, "--task", *tasks, *length]
         for name in ("episodes", "evaluations"):
             if name in section.protocol:
                 line += [f"--{name}", str(section.protocol[name])]
-        found.append(shlex.join([*line, "--results", "results/again"]))
+        # `offrl run --set` names a setting after what it sets.
+        changes = [part for part in entry.setting.split(",") if "=" in part]
+        line += [word for change in changes for word in ("--set", change)]
+        found.append(shlex.join([*line, *there]))
     return found
+
+
+def suite_note(suite: str) -> str:
+    """What a reader without the suite's file must know."""
+    if suite == "run" or suite in known_suites():
+        return ""
+    return f"The suite {suite} does not come with the package: give its file instead."

@@ -28,6 +28,7 @@ from offrl_jax.results.plan import (
     Member,
     Plan,
     read_plan,
+    read_plans,
     write_plan,
 )
 from offrl_jax.results.rows import BEHAVIOUR, ONLINE, SCHEMA, Row, RowKey
@@ -51,6 +52,7 @@ __all__ = [
     "plan_path",
     "read_metrics",
     "read_plan",
+    "read_plans",
     "read_rows",
     "row_path",
     "try_lock",

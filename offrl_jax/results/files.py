@@ -7,7 +7,7 @@ from types import TracebackType
 
 from offrl_jax.errors import ResultsError
 from offrl_jax.results.lines import LineFile, OnMessage, read_lines
-from offrl_jax.results.rows import Row, RowKey, from_record, to_line
+from offrl_jax.results.rows import BEHAVIOUR, Row, RowKey, from_record, to_line
 
 
 class RowFile:
@@ -81,9 +81,10 @@ class RowFile:
 def read_rows(folder: Path, on_message: OnMessage) -> list[Row]:
     """Every row of all `rows/*.jsonl` and `rows/*.jsonl.gz` at or below `folder`.
 
-    Repeated equal rows count once; a `failed` row gives way to any other of its key; a
-    torn last line is skipped and told through `on_message`.  The order is that of the
-    keys, so it does not depend on how the rows are spread over files.
+    Repeated equal rows count once, and so do a dataset's own episodes, which every
+    suite writes down; a `failed` row gives way to any other of its key; a torn last
+    line is skipped and told through `on_message`.  The order is that of the keys, so it
+    does not depend on how the rows are spread over files.
 
     Raises:
       ResultsError: with file and line: no JSON, another schema, or a row that
@@ -107,6 +108,8 @@ def _merge_rows(located: list[tuple[str, Row]]) -> list[Row]:
         first = kept.setdefault(row.key, (where, row))
         if first[1].row_id == row.row_id or row.status == "failed":
             continue
+        if _same_dataset(first[1], row):
+            continue
         if first[1].status != "failed":
             raise ResultsError(
                 f"{where}: differs from {first[0]} for the same {_describe(row)}; keep "
@@ -114,6 +117,13 @@ def _merge_rows(located: list[tuple[str, Row]]) -> list[Row]:
             )
         kept[row.key] = (where, row)
     return [row for _, row in kept.values()]
+
+
+def _same_dataset(a: Row, b: Row) -> bool:
+    """Whether two suites wrote down the episodes of one dataset."""
+    return a.agent == b.agent == BEHAVIOUR and (
+        (a.dataset_hash, a.returns, a.score) == (b.dataset_hash, b.returns, b.score)
+    )
 
 
 def _describe(row: Row) -> str:

@@ -136,6 +136,18 @@ def read_plan(folder: Path) -> Plan | None:
     return Plan(SCHEMA, jobs)
 
 
+def read_plans(folder: Path) -> Plan | None:
+    """All plans at or below a folder as one, in the order of their paths.
+
+    Raises:
+      ResultsError: as `read_plan`.
+    """
+    found = sorted(folder.rglob(plan_path(Path()).name))
+    plans = [plan for path in found if (plan := read_plan(path.parent)) is not None]
+    jobs = {job.run_id: job for plan in plans for job in plan.jobs}
+    return Plan(SCHEMA, tuple(jobs.values())) if plans else None
+
+
 def _job(record: dict[str, Any]) -> Job:
     members = tuple(Member(**member) for member in record["members"])
     steps = tuple(record["eval_steps"])

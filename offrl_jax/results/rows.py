@@ -190,7 +190,11 @@ def _without_non_finite(value: Any) -> Any:
 def content_hash(row: Row) -> str:
     """16 hex digits of SHA-256 over the canonical JSON of the row's content."""
     content = {name: getattr(row, name) for name in FIELDS if name not in NOT_CONTENT}
-    return hashlib.sha256(strict_json(content).encode()).hexdigest()[:16]
+    return _hash(strict_json(content))
+
+
+def _hash(canonical: str) -> str:
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def to_line(row: Row) -> str:
@@ -208,7 +212,8 @@ def from_record(record: Any, where: str) -> Row:
     """Builds a row from parsed JSON; `where` (file and line) heads an error.
 
     Raises:
-      ResultsError: another schema, a missing, unknown or wrongly typed field.
+      ResultsError: another schema, a missing, unknown or wrongly typed field, or
+        content that is not what `row_id` was made of.
     """
     if not isinstance(record, dict) or "schema" not in record:
         raise ResultsError(
@@ -239,7 +244,27 @@ def from_record(record: Any, where: str) -> Row:
             f"{where}: status '{record['status']}', expected one of "
             f"{', '.join(STATUSES)}; restore the file"
         )
+    _check_identity(record, where)
     returns = record["returns"]
     if None in returns:
         record["returns"] = [math.nan if value is None else value for value in returns]
     return Row(**record)
+
+
+def _check_identity(record: Mapping[str, Any], where: str) -> None:
+    """Refuses a row whose content is not what its `row_id` was made of.
+
+    The hash is over the fields that the line has: a version that writes more of them
+    still reads the rows of those that wrote fewer.
+    """
+    content = {name: record[name] for name in record.keys() - NOT_CONTENT}
+    try:
+        identity = _hash(_dumps(content))
+    except ValueError:  # a bare NaN or Infinity, which no version writes
+        identity = None
+    if identity != record["row_id"]:
+        raise ResultsError(
+            f"{where}: row_id {record['row_id']!r:.40} is not the hash of the row's "
+            f"content ({identity or 'it holds a NaN that is not null'}), so it was "
+            "changed after it was written; restore the file or run that job again"
+        )
