@@ -106,7 +106,10 @@ def contents(folder: Path) -> dict[tuple, str]:
 
 def points(folder: Path) -> dict[tuple, dict[str, float]]:
     """Recorded metrics by what they are about."""
-    return {point.key[1:]: dict(point.values) for point in read_metrics(folder)}
+    return {
+        (point.agent, *point.key[1:]): dict(point.values)
+        for point in read_metrics(folder)
+    }
 
 
 def command(

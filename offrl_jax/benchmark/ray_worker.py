@@ -173,6 +173,8 @@ def work(
                     "install the right extra there (see docs/install.md)",
                 )
             with Link(mailbox, job, folder) as link:
+                if link.stopped:  # while this process was starting
+                    return Verdict("stopped")
                 if is_finished(job, folder, link.say):
                     return Verdict("elsewhere")
                 tasks = _load(job, data_dir, link.say)
