@@ -335,7 +335,7 @@ def policies(label: str, states: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.long
 def test_reverse_projection_and_dual_find_the_optimum_on_paper():
-    """Fixed kappas: mean and spread.  Automatic: the dual's root, 0 where it is slack."""
+    """Fixed kappas: mean and spread.  Automatic: the dual's root, 0 where slack."""
     quantiles = (np.arange(toy_mdps.N) + 0.5) / toy_mdps.N
     action = BEHAVIOUR[0] + BEHAVIOUR[1] * scipy.stats.norm.ppf(quantiles)
     reward = 1.0 - (action - BEST) ** 2
@@ -369,7 +369,7 @@ def test_reverse_projection_without_constraint_takes_the_best_action():
 
 @pytest.mark.long
 def test_forward_projection_weighs_the_actions_of_the_data():
-    """The rare action of two is good.  Against paper, at kappa = 1 AWAC; nll: the ends."""
+    """The rare action of two is good.  Against paper, at kappa = 1 AWAC; nll ends."""
     data, kappas = toy_mdps.two_point_bandit(), (0.0, 1.0, 5.0)
     reward = np.asarray(data.reward, np.float64)
     temperature = reward.std()
