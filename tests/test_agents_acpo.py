@@ -333,9 +333,9 @@ def policies(label: str, states: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.tanh(mean)[:, 0, 0], np.exp(log_std)[:, 0, 0]
 
 
+@pytest.mark.long
 def test_reverse_projection_and_dual_find_the_optimum_on_paper():
-    """Fixed kappas: mean and spread of the policy.  Automatic: the dual's root, which
-    is exactly 0 where the constraint is slack."""
+    """Fixed kappas: mean and spread.  Automatic: the dual's root, 0 where slack."""
     quantiles = (np.arange(toy_mdps.N) + 0.5) / toy_mdps.N
     action = BEHAVIOUR[0] + BEHAVIOUR[1] * scipy.stats.norm.ppf(quantiles)
     reward = 1.0 - (action - BEST) ** 2
@@ -367,9 +367,9 @@ def test_reverse_projection_without_constraint_takes_the_best_action():
     np.testing.assert_allclose(policies("acpo", states)[0], 0.5, atol=0.06)
 
 
+@pytest.mark.long
 def test_forward_projection_weighs_the_actions_of_the_data():
-    """Two actions: the rare one is good.  Against paper at each kappa, and at kappa = 1
-    against AWAC, which knows nothing of kappa.  nll: the ends of the dual."""
+    """The rare action of two is good.  Against paper, at kappa = 1 AWAC; nll ends."""
     data, kappas = toy_mdps.two_point_bandit(), (0.0, 1.0, 5.0)
     reward = np.asarray(data.reward, np.float64)
     temperature = reward.std()

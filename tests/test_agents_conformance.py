@@ -46,9 +46,9 @@ CALLS = 4
 VALUES = {"critic", "critics", "value"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _little_optimised():
-    """Hundreds of programs are compiled here and hardly run: a third less time."""
+@pytest.fixture
+def little_optimised():
+    """For tests that compile much, run little and ask for no equal bits."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -176,7 +176,7 @@ def test_settings_are_traced_and_nothing_recompiles(stage):
     assert runner.traces[0] == traced
 
 
-def test_every_setting_changes_something(name):
+def test_every_setting_changes_something(name, little_optimised):
     """A state after all phases, each of them a few updates long."""
     effective = set()
     for label in (name, *OTHER_STRUCTURES.get(name, ())):

@@ -244,16 +244,17 @@ def test_what_it_says_in_short(rows: list[Row], words: str, tmp_path: Path) -> N
     assert words in short[1]
 
 
-def test_a_thousand_agents(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.long)])
+def test_many_agents(count: int, tmp_path: Path) -> None:
     rows = [
         make_row(agent=f"agent{i:04}", run_id="r", setting=f"s{i}", score=i / 10)
-        for i in range(1000)
+        for i in range(count)
     ]
     content = page.render(fill(tmp_path / "r", rows))
     matrix = read(content).tables[-1]
     assert len(matrix) == 31
-    assert "The first 30 of 1000 agents, as in the charts" in content
-    assert "the other 970 have a lower IQM" in content
+    assert f"The first 30 of {count} agents, as in the charts" in content
+    assert f"the other {count - 30} have a lower IQM" in content
 
 
 def test_unfinished_folders(tmp_path: Path) -> None:

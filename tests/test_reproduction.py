@@ -23,7 +23,7 @@ from offrl_jax.benchmark.command_lines import command_of
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.reproduction import Difference, Verdict
 from offrl_jax.datasets.store import Store
-from offrl_jax.errors import DataError, UsageError
+from offrl_jax.errors import DataError, ResultsError, UsageError
 from offrl_jax.results import BEHAVIOUR, Row, plan_path, read_rows
 from offrl_jax.results.rows import content_hash
 from offrl_jax.types import Agent, Phase
@@ -170,14 +170,13 @@ def test_the_datasets_own_row_is_recomputed(copy):
     assert verdict == Verdict(False, "different: 3 episodes, the row has 2")
 
 
-def test_an_edit_that_left_the_hash_is_told(copy):
+def test_an_edit_that_left_the_hash_is_refused(copy):
     store, folder = copy
     row = rows_of(folder, agent=BEHAVIOUR)[0]
     path = next(p for p in folder.glob("rows/*") if row.row_id in p.read_text())
     path.write_text(path.read_text().replace('"role":"test"', '"role":"tune"'))
-    verdict, found = again(store, folder, row.row_id)
-    assert verdict.equal
-    assert [one.what for one in found] == ["row id (the row was edited)"]
+    with pytest.raises(ResultsError, match=rf"{path.name}:1: row_id '{row.row_id}' "):
+        again(store, folder, row.row_id)
 
 
 def test_without_a_plan_the_member_runs_alone(copy):

@@ -29,7 +29,7 @@ from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, ResultsError, UsageError
 from offrl_jax.results import BEHAVIOUR, Job, Member, Plan, Row, read_plan, read_rows
-from offrl_jax.results.rows import content_hash, strict_json
+from offrl_jax.results.rows import strict_json
 
 FEWEST_DIGITS = 6
 """Of a row id that is given in part."""
@@ -328,8 +328,6 @@ def differences(origin: Origin) -> list[Difference]:
         if then != now:
             found.append(Difference(what, str(then), str(now), counts))
 
-    digest = content_hash(row)
-    compare("row id (the row was edited)", row.row_id, digest, counts=False)
     same = planned is not None and planned.source_hash == provenance.source_hash()
     compare("commit", row.commit, provenance.commit(), counts=not same)
     if planned is not None:
