@@ -129,6 +129,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(home, executor, tmp_path):
     assert outcome.stopped and outcome.ran == 0 and not outcome.failed
     assert "stopping after this chunk; nothing will be lost" in said
     assert "its worker is lost" not in said
+    assert len(list(tmp_path.glob("*.pids"))) == 1
     assert set(contents(folder)) < set(contents(home / "whole"))
     outcome, _ = run(home, folder, executor, suite=TWO_JOBS)
     assert outcome.ran == 2

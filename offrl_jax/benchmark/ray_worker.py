@@ -113,7 +113,6 @@ class Link:
             self._tell()
 
     def _tell(self) -> None:
-        import ray
         from ray.exceptions import ActorDiedError, RayError
 
         with self._guard:
@@ -125,13 +124,15 @@ class Link:
             rows = 0
         note = f"{state.note}, {rows} of {wanted} rows".removeprefix(", ")
         try:
-            self.stopped |= ray.get(
-                self._mailbox.tell.remote(self._job.run_id, state._replace(note=note)),
-                timeout=10 * TELL_SECONDS,
+            told = self._mailbox.tell.remote(
+                self._job.run_id, state._replace(note=note)
             )
+            # While a task is in `ray.get`, Ray gives its cores to another one.
+            self.stopped |= told.future().result(10 * TELL_SECONDS)
         except ActorDiedError:  # with the driver: nobody else would stop this worker
             self.stopped = True
-        except RayError:  # late or lost: the lines go with the next word
+        except (RayError, TimeoutError):
+            # Late or lost: the lines go with the next word.
             with self._guard:
                 said = (*state.said, *self._state.said)
                 self._state = self._state._replace(said=said)
