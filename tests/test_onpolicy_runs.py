@@ -99,7 +99,7 @@ def test_a_stopped_run_goes_on_to_the_same_rows(whole, tmp_path, monkeypatch):
         stops += 1
         real(job, tasks, folder, progress, after_two)
 
-    monkeypatch.setattr("offrl_jax.benchmark.runner.run_job", impatient)
+    monkeypatch.setattr("offrl_jax.benchmark.executors.run_job", impatient)
     folder = tmp_path / "results"
     for _ in range(12):
         if not run(folder, tmp_path / "data").stopped:
