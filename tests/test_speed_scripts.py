@@ -83,6 +83,18 @@ def test_rows_hold_what_was_measured() -> None:
     assert len(row.shares) == 3 and min(row.shares) <= row.share <= max(row.shares)
 
 
+def test_rows_of_one_and_of_two_devices() -> None:
+    settings = updates.Settings(
+        batch_size=8, transitions=50, seconds=1e-3, repeats=2, devices=(1, 2)
+    )
+    one, two = updates.measure([REGISTRY["bc"]], 16, 3, settings)
+    assert (one.label, one.devices, one.to_first) == ("bc", 1, 1.0)
+    assert (two.label, two.devices) == ("bc", 2)
+    assert two.to_first > 0 and two.flops == one.flops
+    with pytest.raises(UsageError, match="--devices 3: there are 1 to 2"):
+        updates.measure([], 16, 3, updates.Settings(devices=(3,)))
+
+
 def test_speeds_are_compared_repeat_by_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     # Products, first agent, products, second agent, products; three times.
     rates = iter([1, 10, 3, 5, 1, 1, 20, 3, 4, 1, 1, 40, 3, 30, 1])

@@ -1,6 +1,7 @@
 """Updates per second of every agent, against the matrix products that they need.
 
   python benchmarks/speed/updates.py --agents td3_bc --widths 256 --seeds 1 16
+  python benchmarks/speed/updates.py --agents td3_bc --widths 64 --seeds 8 --devices 1 2
 
 Each contestant is a population as the runner makes it: one virtual CPU device per core,
 members spread over the devices, batches gathered from synthetic transitions.  Next to
@@ -18,8 +19,9 @@ import importlib.metadata
 import math
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +37,7 @@ from rich.table import Table
 from offrl_jax.agents.entry import AgentEntry, resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry
 from offrl_jax.benchmark.jax_settings import configure_jax
+from offrl_jax.errors import OffrlError, UsageError
 from offrl_jax.population import AXIS, make_mesh, make_population, place
 from offrl_jax.sources import dataset_sampler, stack_tasks
 from offrl_jax.types import Agent, Phase, Spec, Transitions
@@ -51,6 +54,7 @@ class Settings:
       agents: names in the registry; none means all.
       widths: hidden layers of every network: 256 stands for 256x256.
       seeds: members of a population.
+      devices: that the members are spread over; none means all that there are.
       batch_size: transitions of one update, whatever the agent's default.
       obs_dim: of the synthetic transitions.
       action_dim: of the synthetic transitions.
@@ -62,6 +66,7 @@ class Settings:
     agents: tuple[str, ...] = ()
     widths: tuple[int, ...] = (64, 256)
     seeds: tuple[int, ...] = (1, 5, 16)
+    devices: tuple[int, ...] = ()
     batch_size: int = 256
     obs_dim: int = 11
     action_dim: int = 3
@@ -320,38 +325,57 @@ def _count_for(run: Run, seconds: float, stride: int) -> int:
         calls = math.ceil(calls * min(4.0, max(1.5, seconds / elapsed)))
 
 
+def _check_devices(asked: Iterable[int]) -> None:
+    there = len(jax.local_devices())
+    for devices in asked:
+        if not 1 <= devices <= there:
+            raise UsageError(
+                f"--devices {devices}: there are 1 to {there}; JAX_NUM_CPU_DEVICES=N "
+                "makes N of them on a CPU"
+            )
+
+
 def measure(
     entries: Iterable[AgentEntry], width: int, seeds: int, settings: Settings
 ) -> list[Measurement]:
-    """All agents at one width and number of seeds; repeats are interleaved."""
+    """All agents at one width and number of seeds; repeats are interleaved.
+
+    Raises:
+      UsageError: more devices than there are.
+    """
+    _check_devices(settings.devices)
     spec = Spec(settings.obs_dim, settings.action_dim, 1000)
     transitions = synthetic_transitions(spec, settings.transitions)
-    # A single member cannot be spread: it has the threads of one device.
-    mesh = make_mesh(jax.local_devices()[:seeds])
-    plain = products(settings.batch_size, width, mesh, seeds)
-    plain_count = _count_for(plain, settings.seconds, 1)
-    plain_flops = products_flops(settings.batch_size, width, mesh, seeds)
-
-    runs: dict[str, tuple[Run, int, float]] = {}
     structure = {"hidden": (width, width), "batch_size": settings.batch_size}
-    for entry in entries:
-        for label, overrides in variants(entry).items():
-            config, hyper = resolve(
-                entry, family="", preset=None, overrides={**overrides, **structure}
-            )
-            agent = entry.make(config, spec)
+    plain: dict[int, tuple[Run, int, float]] = {}
+    runs: dict[tuple[str, int], tuple[Run, int, float]] = {}
+    agents = list(_agents(entries, spec, structure))
+    for devices in settings.devices or (len(jax.local_devices()),):
+        # A single member cannot be spread: it has the threads of one device.
+        mesh = make_mesh(jax.local_devices()[: min(devices, seeds)])
+        multiply = products(settings.batch_size, width, mesh, seeds)
+        plain[mesh.size] = (
+            multiply,
+            _count_for(multiply, settings.seconds, 1),
+            products_flops(settings.batch_size, width, mesh, seeds),
+        )
+        for label, agent, hyper in agents:
             run, stride = training(agent, hyper, seeds, mesh, transitions)
+            count = _count_for(run, settings.seconds, stride)
             flops = update_flops(agent, agent.phases[-1], hyper, spec)
-            runs[label] = (run, _count_for(run, settings.seconds, stride), flops)
+            runs[label, mesh.size] = (run, count, flops)
 
-    speeds: dict[str, list[float]] = {label: [] for label in runs}
-    rates: dict[str, list[float]] = {label: [] for label in runs}
+    speeds: dict[tuple[str, int], list[float]] = {which: [] for which in runs}
+    rates: dict[tuple[str, int], list[float]] = {which: [] for which in runs}
     for _ in range(settings.repeats):
-        before = _rate(plain, plain_count)
-        for label, (run, count, _) in runs.items():
-            speeds[label].append(_rate(run, count) * seeds)
-            after = _rate(plain, plain_count)
-            rates[label].append(plain_flops * 0.5 * (before + after))
+        before, measured = 0.0, 0
+        for which, (run, count, _) in runs.items():
+            multiply, products_count, operations = plain[which[1]]
+            if which[1] != measured:
+                before, measured = _rate(multiply, products_count), which[1]
+            speeds[which].append(_rate(run, count) * seeds)
+            after = _rate(multiply, products_count)
+            rates[which].append(operations * 0.5 * (before + after))
             before = after
     unit = forward_flops(settings.batch_size, width, spec)
     first = np.asarray(next(iter(speeds.values())))
@@ -360,19 +384,33 @@ def measure(
             label=label,
             width=width,
             seeds=seeds,
-            devices=mesh.size,
+            devices=devices,
             flops=flops,
             passes=flops / unit,
-            updates_per_s=float(np.median(speeds[label])),
-            to_first=float(np.median(speeds[label] / first)),
-            matmul_rate=float(np.median(rates[label])),
+            updates_per_s=float(np.median(speeds[label, devices])),
+            to_first=float(np.median(speeds[label, devices] / first)),
+            matmul_rate=float(np.median(rates[label, devices])),
             shares=tuple(
                 flops * speed / rate
-                for speed, rate in zip(speeds[label], rates[label], strict=True)
+                for speed, rate in zip(
+                    speeds[label, devices], rates[label, devices], strict=True
+                )
             ),
         )
-        for label, (_, _, flops) in runs.items()
+        for (label, devices), (_, _, flops) in runs.items()
     ]
+
+
+def _agents(
+    entries: Iterable[AgentEntry], spec: Spec, structure: Mapping[str, Any]
+) -> Iterator[tuple[str, Agent, Any]]:
+    """Label, agent and settings of every variant, all with one structure."""
+    for entry in entries:
+        for label, overrides in variants(entry).items():
+            config, hyper = resolve(
+                entry, family="", preset=None, overrides={**overrides, **structure}
+            )
+            yield label, entry.make(config, spec), hyper
 
 
 def tabulate(measurements: Iterable[Measurement]) -> Table:
@@ -447,4 +485,7 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except OffrlError as error:
+        sys.exit(f"error: {error}")
