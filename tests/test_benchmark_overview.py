@@ -92,7 +92,7 @@ class TestDurations:
                 member,
                 step,
                 returns=[0.0] * episodes,
-                eval_s=episodes * 3.0,
+                eval_s=episodes * 3.0,  # of the three members in one environment
                 updates_per_s=float(step),
                 compile_s=step / 10,
                 device=TWO_CPUS,
@@ -104,7 +104,7 @@ class TestDurations:
         (found,) = speeds.of_rows(rows, ENV_OF)
         assert found == Speed(
             "td3_bc", dict(self.job.config), TWO_CPUS, "cpu", ("env-a", "env-b"),
-            6, 2, 100.0, 3.0 / 6, 10.0,
+            6, 2, 100.0, 3.0 / 3, 10.0,
         )  # fmt: skip
         unfinished = [row for row in rows if row.step == 50]
         assert speeds.of_rows(unfinished, ENV_OF) == []

@@ -234,6 +234,8 @@ def test_rows_without_a_plan_are_adopted():
     plan, missing = plan_missing(jobs, None, rows, unheard)
     assert missing == []
     assert [job.run_id for job in plan.jobs] == [job.run_id for job in jobs]
+    # Who knows which sources made them?
+    assert {job.source_hash for job in plan.jobs} == {""}
 
 
 def test_failed_rows_are_run_again_and_diverged_ones_are_not():
@@ -276,6 +278,48 @@ def test_the_rest_of_a_begun_job_is_not_forgotten():
     assert planned == {
         (job.agent, m.task, m.seed) for job in begun for m in job.members
     }
+    # A population that lost members is another one: its checkpoints are not its own.
+    of_bc = next(job for job in begun if job.agent.startswith("bc"))
+    assert of_bc.run_id not in {job.run_id for job in again.jobs}
+    untouched = next(job for job in begun if job != of_bc)
+    assert untouched in again.jobs
+
+
+def test_finished_members_of_a_job_that_is_taken_apart_stay_planned():
+    plan, begun = plan_missing(wanted(), None, [], unheard)
+    done = [row_of(begun[0], m) for m in begun[0].members if m.seed == 0]
+    fewer = dataclasses.replace(SUITE, tasks=SUITE.tasks[:1], agents=("bc",))
+    jobs = wanted(fewer, tasks=TASKS[:1], source="s2")
+    again, to_run = plan_missing(jobs, plan, done, lambda line: None)
+    assert [len(job.members) for job in to_run] == [2]
+    ids = [job.run_id for job in again.jobs]
+    assert len(set(ids)) == len(ids)
+    kept = next(job for job in again.jobs if job.run_id == begun[0].run_id)
+    assert [(m.task, m.seed) for m in kept.members] == [
+        ("local/a-v0", 0),
+        ("local/b-v0", 0),
+    ]
+    assert kept.source_hash == "s1"
+    # The same once more changes nothing.
+    once_more = plan_missing(jobs, again, done, unheard)
+    assert set(ids) == {job.run_id for job in once_more[0].jobs}
+
+
+@pytest.mark.parametrize("what", ["settings", "data"])
+def test_other_settings_or_data_under_the_same_name_start_anew_and_say_so(what):
+    plan, begun = plan_missing(wanted(), None, [], unheard)
+    said: list[str] = []
+    if what == "data":
+        tasks = [dataclasses.replace(task, dataset_hash="new") for task in TASKS]
+        jobs = wanted(tasks=tasks)
+    else:
+        wider = {"default": {"hidden": [9]}}
+        changed = {"bc": wider, "td3_bc": wider}
+        jobs = wanted(dataclasses.replace(SUITE, settings=changed))
+    again, to_run = plan_missing(jobs, plan, [], said.append)
+    assert len(said) == 2 and all("other settings or data" in line for line in said)
+    assert not {job.run_id for job in again.jobs} & {job.run_id for job in begun}
+    assert again.jobs == tuple(to_run)
 
 
 def test_equal_settings_of_other_names_are_other_runs():

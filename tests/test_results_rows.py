@@ -287,6 +287,27 @@ class TestReadRows:
         with pytest.raises(ResultsError, match=r"run-a.jsonl.gz: cannot be read"):
             results.read_rows(tmp_path, silent)
 
+    def test_what_others_write_meanwhile_is_not_looked_at(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Checkpoints are renamed and removed, and so may be any folder."""
+        self.write(tmp_path, "run-a.jsonl", self.record())
+        for name in ("checkpoints/run-a/tmp-3/state", "locks", "gone"):
+            (tmp_path / name).mkdir(parents=True)
+        scan, seen = os.scandir, []
+
+        def vanished(path: Any) -> Any:
+            seen.append(Path(path).name)
+            if Path(path).name == "gone":
+                raise FileNotFoundError(path)
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", vanished)
+        assert results.read_rows(tmp_path, silent) == [make_row()]
+        assert results.read_plans(tmp_path) is None
+        assert "gone" in seen
+        assert not {"checkpoints", "run-a", "tmp-3", "locks"} & set(seen)
+
     def test_order_is_independent_of_files(self, tmp_path: Path) -> None:
         first, second = self.record(), self.record(seed=1)
         self.write(tmp_path / "a", "1.jsonl", first, second)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from offrl_jax.errors import ResultsError
+from offrl_jax.results.lines import cannot_write, sync_folder
 
 Say = Callable[[str], None]
 
@@ -43,6 +44,17 @@ def _without_tracebacks() -> Iterator[None]:
         log.setLevel(before)
 
 
+def _sync(folder: Path) -> None:
+    """Has everything below a folder on disk: a power cut must not empty a file of a
+    generation when the one before is removed already.
+    """
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with Path(root, name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(root))
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST
@@ -55,12 +67,18 @@ class Checkpoints:
     A generation is a folder with Orbax's files, `meta.json` and `manifest.json`.  It is
     written under a temporary name and renamed when complete, so that it exists whole or
     not at all.
+
+    Raises:
+      ResultsError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, say: Say = lambda line: None) -> None:
         self.folder = folder
         self._say = say
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         for left_over in folder.glob("tmp-*"):
             shutil.rmtree(left_over, ignore_errors=True)
 
@@ -97,11 +115,10 @@ class Checkpoints:
                 str(path.relative_to(temporary)): _digest(path)
                 for path in _files(temporary)
             }
-            with (temporary / _MANIFEST).open("w") as stream:
-                json.dump(manifest, stream, indent=0)
-                stream.flush()
-                os.fsync(stream.fileno())
+            (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=0))
+            _sync(temporary)
             temporary.rename(self.folder / str(serial))
+            sync_folder(self.folder)
         except (OSError, ValueError) as error:
             # Orbax reports a full disk through tensorstore, as a ValueError.
             shutil.rmtree(temporary, ignore_errors=True)
@@ -116,15 +133,18 @@ class Checkpoints:
     def _damage(self, generation: Path) -> str | None:
         """What is wrong with a generation, or None."""
         try:
-            manifest = json.loads((generation / _MANIFEST).read_text())
-        except (OSError, ValueError):
+            manifest = dict(json.loads((generation / _MANIFEST).read_text()))
+        except (OSError, ValueError, TypeError):
             return "its manifest is missing or unreadable"
         for name, digest in manifest.items():
             path = generation / name
             if not path.is_file():
                 return f"{name} is missing"
-            if _digest(path) != digest:
-                return f"{name} does not match its checksum"
+            try:
+                if _digest(path) != digest:
+                    return f"{name} does not match its checksum"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
         return None
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any]] | None:

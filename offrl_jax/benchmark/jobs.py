@@ -19,6 +19,7 @@ from offrl_jax.benchmark.parts import (
     folder_of,
     is_out_of_memory,
     join,
+    names_of,
     part_of,
     read_parts,
     restore,
@@ -299,6 +300,7 @@ class _Run:
     def _save(self, phase: int, state: PopulationState, keep: int = 2) -> Any:
         saved = self._saved(state)
         meta = {
+            "members": names_of(self.job),
             "phase": phase,
             "updates": self._done(phase, state),
             "clock": dataclasses.asdict(self.clock),
@@ -378,51 +380,59 @@ class _Run:
     def _evaluate(self, step: int, state: PopulationState) -> None:
         """Evaluates all members at `step` and writes the rows that are missing."""
         job, ready = self.job, self.ready
-        keys = [
-            (job.run_id, member.task, member.setting, member.seed, step)
-            for member in job.members
-        ]
-        if all(key in self.rows.row_ids.keys() - self.rows.failed for key in keys):
+        there = self.rows.row_ids.keys() - self.rows.failed
+        # Rows that a killed process wrote stay: they may come from another split.
+        open_members = {
+            index
+            for index, m in enumerate(job.members)
+            if (job.run_id, m.task, m.setting, m.seed, step) not in there
+        }
+        if not open_members:
             return
-        self.progress.update(
-            self._done(len(ready.agent.phases) - 1, state), "evaluating"
-        )
+        last_phase = len(ready.agent.phases) - 1
+        self.progress.update(self._done(last_phase, state), "evaluating")
         if time.monotonic() - self.saved_at > UNSAVED_SECONDS:
-            self._save(len(ready.agent.phases) - 1, state)
+            self._save(last_phase, state)
         last = step == job.updates_total
         episodes = job.protocol["episodes" if last else "curve_episodes"]
-        diverged = np.asarray(state.diverged_at)[: len(job.members)] >= 0
-        started = time.monotonic()
-        results: dict[int, EpisodeResults] = {}
         for env_id, members in ready.evaluated_by.items():
-            if diverged[members].all():
+            if open_members.isdisjoint(members.tolist()):
                 continue
-            agent_state, hyper, stats = state.agent, ready.hyper, ready.stats
-            if len(members) < len(job.members):
-                agent_state, hyper, stats = (
-                    jax.tree.map(
-                        lambda leaf, rows=members: np.asarray(leaf)[rows], tree
-                    )
-                    for tree in (state.agent, ready.own_hyper, ready.stats)
-                )
-            found = self._evaluator(env_id, episodes)(
-                agent_state,
-                hyper,
-                stats,
-                ready.streams[members],
-                job.protocol["seed"],
-                ~diverged[members],
+            started = time.monotonic()
+            results = self._results(env_id, members, episodes, state)
+            seconds = time.monotonic() - started
+            # At once, not after the last environment: an evaluation can take long.
+            for index in sorted(open_members.intersection(members.tolist())):
+                row = self._row(index, step, results.get(index), seconds)
+                self.rows.append(row)
+
+    def _results(
+        self, env_id: str, members: np.ndarray, episodes: int, state: PopulationState
+    ) -> dict[int, EpisodeResults]:
+        """Episodes of the members of one environment; none of diverged ones."""
+        job, ready = self.job, self.ready
+        diverged = np.asarray(state.diverged_at)[members] >= 0
+        if diverged.all():
+            return {}
+        agent_state, hyper, stats = state.agent, ready.hyper, ready.stats
+        if len(members) < len(job.members):
+            agent_state, hyper, stats = (
+                jax.tree.map(lambda leaf: np.asarray(leaf)[members], tree)
+                for tree in (state.agent, ready.own_hyper, ready.stats)
             )
-            for row, member in enumerate(members):
-                if not diverged[member]:
-                    results[int(member)] = jax.tree.map(
-                        lambda x, row=row: x[row], found
-                    )
-        seconds = time.monotonic() - started
-        for index, key in enumerate(keys):
-            # Rows that a killed process wrote stay: they may come from another split.
-            if key not in self.rows.row_ids.keys() - self.rows.failed:
-                self.rows.append(self._row(index, step, results.get(index), seconds))
+        found = self._evaluator(env_id, episodes)(
+            agent_state,
+            hyper,
+            stats,
+            ready.streams[members],
+            job.protocol["seed"],
+            ~diverged,
+        )
+        return {
+            int(member): jax.tree.map(lambda x, row=row: x[row], found)
+            for row, member in enumerate(members)
+            if not diverged[row]
+        }
 
     def _evaluator(self, env_id: str, episodes: int) -> Evaluator:
         """Made once per environment and number of episodes, so it compiles once."""

@@ -68,6 +68,11 @@ def part_of(job: Job, part: Part) -> Job:
     )
 
 
+def names_of(job: Job) -> list[list[Any]]:
+    """Task, setting and seed of every member, in order, as JSON has them."""
+    return [[m.task, m.setting, m.seed] for m in job.members]
+
+
 def folder_of(path: Path, job: Job, part: Part) -> Path:
     """Where the checkpoints of a part lie, below those of its job at `path`."""
     if part == whole(job):
@@ -142,6 +147,11 @@ def restore(
         found = Checkpoints(folder_of(path, job, holder), say).restore(resized)
         if found is not None:
             saved, meta = found
+            if meta["members"] != names_of(part_of(job, holder)):
+                say(
+                    f"{path}: checkpoints of other runs; {job.run_id} does not use them"
+                )
+                continue
             first = part.start - holder.start
             rows = slice(first, first + part.size)
             clock = dict(meta["clock"])
@@ -194,7 +204,8 @@ def join(
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *saved)
     clock = dict(metas[-1]["clock"])
     clock["train"] = sum(meta["clock"]["train"] for meta in metas)
-    Checkpoints(path, say).save(together, {**metas[-1], "clock": clock}, keep=1)
+    meta = {**metas[-1], "members": names_of(job), "clock": clock}
+    Checkpoints(path, say).save(together, meta, keep=1)
     (path / _FILE).unlink()
     for folder in path.glob("part-*-*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,13 @@ from typing import Any
 
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY, get_entry, parse_label
-from offrl_jax.benchmark.splitting import cut, fewest_devices, in_rounds, named
+from offrl_jax.benchmark.splitting import (
+    cut,
+    fewest_devices,
+    in_rounds,
+    named,
+    with_members,
+)
 from offrl_jax.benchmark.suites import ALL_AGENTS, Suite
 from offrl_jax.catalogue import LoadedTask, is_online
 from offrl_jax.datasets import transforms
@@ -187,6 +193,13 @@ def member_identity(job: Job, member: Member) -> str:
     )
 
 
+def _called(job: Job, member: Member) -> tuple[object, ...]:
+    """What a run is called, whatever its numbers, its structure and its data are."""
+    protocol = tuple(sorted((name, str(x)) for name, x in job.protocol.items()))
+    names = (job.suite, job.agent, member.setting, member.task, member.seed)
+    return (*names, job.updates_total, protocol)
+
+
 def wanted_jobs(
     suite: Suite,
     tasks: Sequence[LoadedTask],
@@ -356,19 +369,31 @@ def plan_missing(
 
     kept: list[Job] = []
     begun: dict[str, Job] = {}
+    called: dict[Any, Job] = {}
     for job in plan.jobs if plan else ():
         names = [member_identity(job, member) for member in job.members]
         if all(job.run_id in owners.get(name, ()) for name in names):
             kept.append(job)
         else:
             begun |= dict.fromkeys(names, job)
+            called |= {_called(job, member): job for member in job.members}
     covered = {member_identity(job, m) for job in kept for m in job.members}
+    by_id = {job.run_id: job for job in begun.values()}
+    finished: dict[str, tuple[Job, list[Member]]] = {}
+
+    def finish(job: Job, member: Member) -> None:
+        """Keeps a member in the plan under the run that finished it."""
+        run_id = min(owners[member_identity(job, member)])
+        # Nobody knows the sources of rows that came without a plan.
+        unplanned = dataclasses.replace(job, run_id=run_id, source_hash="")
+        finished.setdefault(run_id, (by_id.get(run_id, unplanned), []))[1].append(
+            member
+        )
 
     to_run: list[Job] = []
     told: set[str] = set()
     for job in wanted:
         missing: list[Member] = []
-        adopted: dict[str, list[Member]] = {}
         for member in job.members:
             name = member_identity(job, member)
             earlier = begun.get(name)
@@ -383,21 +408,19 @@ def plan_missing(
                 if earlier not in to_run:
                     to_run.append(earlier)
             elif name in owners:
-                adopted.setdefault(min(owners[name]), []).append(member)
+                finish(job, member)
             else:
                 missing.append(member)
-                if earlier is not None and earlier.run_id not in told:
-                    told.add(earlier.run_id)
-                    why = (
-                        "has more members than --max-parallel allows"
-                        if earlier.source_hash == job.source_hash
-                        else "was begun before the package's sources changed"
-                    )
-                    say(f"{earlier.run_id} {why}; its unfinished runs start anew")
-        kept += [
-            dataclasses.replace(job, run_id=run_id, members=tuple(members))
-            for run_id, members in adopted.items()
-        ]
+                before = earlier or called.get(_called(job, member))
+                if before is not None and before.run_id not in told:
+                    told.add(before.run_id)
+                    if before is not earlier:
+                        why = "was begun with other settings or data"
+                    elif before.source_hash == job.source_hash:
+                        why = "has more members than --max-parallel allows"
+                    else:
+                        why = "was begun before the package's sources changed"
+                    say(f"{before.run_id} {why}; its unfinished runs start anew")
         if missing:
             new = dataclasses.replace(job, members=tuple(missing))
             limit = job.split["max_parallel"] or len(missing)
@@ -405,11 +428,25 @@ def plan_missing(
     to_run = in_rounds(to_run, seconds)
 
     # What other suites began in the same folder stays in the plan, for them to finish.
-    asked = {member_identity(job, member) for job in wanted for member in job.members}
+    asked = {_called(job, member) for job in wanted for member in job.members}
     planned = {job.run_id for job in to_run}
     waiting = []
-    for job in {job.run_id: job for job in begun.values()}.values():
-        rest = [m for m in job.members if member_identity(job, m) not in asked]
-        if rest and job.run_id not in planned:
-            waiting.append(dataclasses.replace(job, members=tuple(rest)))
+    for job in by_id.values():
+        if job.run_id in planned:
+            continue
+        rest: list[Member] = []
+        for member in job.members:
+            if _called(job, member) in asked:
+                continue
+            if member_identity(job, member) in owners:
+                finish(job, member)
+            else:
+                rest.append(member)
+        whole = len(rest) == len(job.members)
+        if rest:
+            waiting.append(job if whole else with_members(job, rest))
+    kept += [
+        dataclasses.replace(job, members=tuple(members))
+        for job, members in finished.values()
+    ]
     return Plan(schema=SCHEMA, jobs=(*kept, *waiting, *to_run)), to_run

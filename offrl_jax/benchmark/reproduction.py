@@ -330,7 +330,7 @@ def differences(origin: Origin) -> list[Difference]:
 
     same = planned is not None and planned.source_hash == provenance.source_hash()
     compare("commit", row.commit, provenance.commit(), counts=not same)
-    if planned is not None:
+    if planned is not None and planned.source_hash:
         compare("sources", planned.source_hash, provenance.source_hash())
     here = provenance.versions()
     for name, version in sorted(row.versions.items()):

@@ -70,9 +70,9 @@ def of_rows(rows: Iterable[Row], env_of: Mapping[str, str]) -> list[Speed]:
         if last.step < last.updates_total:
             continue
         # Rows of one evaluation share its duration, that of all members together.
-        evaluations = {row.step: row for row in group}.values()
+        evaluations = {(row.step, env_of[row.task]): row for row in group}.values()
         seconds = sum(row.eval_s or 0.0 for row in evaluations)
-        episodes = members * sum(len(row.returns) for row in evaluations)
+        episodes = sum(len(row.returns) for row in group)
         found.append(
             Speed(
                 agent=parse_label(last.agent)[0],

@@ -49,7 +49,7 @@ def cut(job: Job, most: int, waves: int = 1) -> list[Job]:
     """
     seeds = sorted({member.seed for member in job.members})
     if len(job.members) <= most and min(waves, len(seeds)) == 1:
-        return [_part(job, job.members)]
+        return [with_members(job, job.members)]
     per_wave = -(-len(seeds) // waves)
     parts: list[Job] = []
     for first in range(0, len(seeds), per_wave):
@@ -60,7 +60,7 @@ def cut(job: Job, most: int, waves: int = 1) -> list[Job]:
         )
         size = _size(members, most, job.split["devices"])
         parts += [
-            _part(job, members[start : start + size])
+            with_members(job, members[start : start + size])
             for start in range(0, len(members), size)
         ]
     return parts
@@ -79,8 +79,11 @@ def _size(members: Sequence[Member], most: int, devices: int) -> int:
     return even
 
 
-def _part(job: Job, members: Sequence[Member]) -> Job:
-    """The job with these members alone."""
+def with_members(job: Job, members: Sequence[Member]) -> Job:
+    """The job with these members alone, and the run id that this gives it.
+
+    Never with its old one, under which checkpoints of other members may lie.
+    """
     used = {member.task for member in members}
     devices = fewest_devices(len(members), job.split["devices"])
     return named(

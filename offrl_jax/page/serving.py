@@ -14,7 +14,7 @@ from pathlib import Path
 
 from offrl_jax.errors import OffrlError, UsageError
 from offrl_jax.page.drawing import render
-from offrl_jax.results import plan_path
+from offrl_jax.results import files_below, plan_path
 
 HOST = "127.0.0.1"
 """Rows are nobody else's business: other machines are not answered."""
@@ -60,9 +60,11 @@ class _Page:
 
     def version(self) -> str:
         """A hash over names, sizes and times of the files that the page is made of."""
-        files = [plan_path(self._folder), *self._folder.rglob("rows/*.jsonl*")]
+        plans = plan_path(Path()).name
         known = []
-        for path in sorted(files):
+        for path in files_below(self._folder):
+            if path.parent.name != "rows" and path.name != plans:
+                continue
             try:
                 about = path.stat()
             except FileNotFoundError:

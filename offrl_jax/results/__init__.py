@@ -15,6 +15,7 @@ A results folder holds
 from offrl_jax.results.files import RowFile, read_rows
 from offrl_jax.results.folder import (
     checkpoint_path,
+    files_below,
     lock,
     lock_path,
     metric_path,
@@ -46,6 +47,7 @@ __all__ = [
     "RowFile",
     "RowKey",
     "checkpoint_path",
+    "files_below",
     "lock",
     "lock_path",
     "metric_path",

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from offrl_jax.errors import ResultsError
 
+_PRIVATE = ("checkpoints", "locks")
+
 
 def plan_path(folder: Path) -> Path:
     """Where the plan lies."""
@@ -29,12 +31,30 @@ def metric_path(folder: Path, run_id: str) -> Path:
 
 def checkpoint_path(folder: Path, run_id: str) -> Path:
     """The folder of a run's checkpoints."""
-    return folder / "checkpoints" / run_id
+    return folder / _PRIVATE[0] / run_id
 
 
 def lock_path(folder: Path, run_id: str) -> Path:
     """The lock of a job (or of `plan`, which no run is called)."""
-    return folder / "locks" / f"{run_id}.lock"
+    return folder / _PRIVATE[1] / f"{run_id}.lock"
+
+
+def command_path(folder: Path) -> Path:
+    """Where the commands lie that were given for a folder."""
+    return folder / "commands.jsonl"
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files at or below a folder but checkpoints and locks, by path.
+
+    Those come and go while other processes work, and nobody who reads results needs
+    them; a folder that is gone when its turn comes is no error.
+    """
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _PRIVATE]
+        found += [Path(root, name) for name in files]
+    return sorted(found)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offrl_jax.errors import ResultsError
+from offrl_jax.results.folder import files_below
 
 OnMessage = Callable[[str], None]
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -107,7 +108,7 @@ def read_lines(folder: Path, kind: str, on_message: OnMessage) -> Iterator[Recor
     Raises:
       ResultsError: a file that cannot be read, or with file and line what is no JSON.
     """
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder):
         if path.parent.name != kind or not path.name.endswith(SUFFIXES):
             continue
         try:

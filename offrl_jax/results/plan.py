@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl_jax.errors import ResultsError
-from offrl_jax.results.folder import plan_path
+from offrl_jax.results.folder import files_below, plan_path
 from offrl_jax.results.lines import sync_folder
 from offrl_jax.results.rows import SCHEMA
 
@@ -43,7 +43,7 @@ class Job:
         `updates_total`.
       protocol: evaluation, as in `Row` at the last step.
       split: shape of the population and number of devices, reused on resume.
-      source_hash: of the package's source when planned.
+      source_hash: of the package's source when planned; empty where nobody knows.
       datasets: `dataset_hash` and `recipe_hash` by task.
     """
 
@@ -142,8 +142,9 @@ def read_plans(folder: Path) -> Plan | None:
     Raises:
       ResultsError: as `read_plan`.
     """
-    found = sorted(folder.rglob(plan_path(Path()).name))
-    plans = [plan for path in found if (plan := read_plan(path.parent)) is not None]
+    name = plan_path(Path()).name
+    found = [path.parent for path in files_below(folder) if path.name == name]
+    plans = [plan for where in found if (plan := read_plan(where)) is not None]
     jobs = {job.run_id: job for plan in plans for job in plan.jobs}
     return Plan(SCHEMA, tuple(jobs.values())) if plans else None
 

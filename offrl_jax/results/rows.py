@@ -87,7 +87,7 @@ class Row:
       wall_s: training seconds of the population up to `step`, without compilation
         and evaluation.
       compile_s: seconds of compilation so far.
-      eval_s: seconds of this evaluation.
+      eval_s: seconds of this evaluation, of all members in the same environment.
       device: in words.
       flags: precision and determinism.
       versions: of packages.
