@@ -423,7 +423,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(json, "dump", full)
+        patch.setattr(checkpoints_module, "_sync", full)
         with pytest.raises(ResultsError, match="No space left on device") as error:
             checkpoints.save({"x": jnp.float32(2)}, {"step": 2})
     assert isinstance(error.value, OffrlError) and "\n" not in str(error.value)

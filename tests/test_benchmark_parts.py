@@ -291,7 +291,11 @@ def test_parts_share_what_was_trained_together(undisturbed, tmp_path):
     """Rows and training time: else the cost of a run would be counted twice."""
     job = the_job(undisturbed)
     saved = {"x": np.arange(6.0).reshape(3, 2)}
-    meta = {"updates": 60, "clock": {"train": 9.0, "compile": 5.0}}
+    meta = {
+        "members": parts_module.names_of(job),
+        "updates": 60,
+        "clock": {"train": 9.0, "compile": 5.0},
+    }
     Checkpoints(tmp_path).save(saved, meta)
     for part in (Part(1, 3), Part(2, 3)):
         template = {"x": np.zeros((part.size, 2))}
@@ -303,6 +307,7 @@ def test_parts_share_what_was_trained_together(undisturbed, tmp_path):
     parts = [Part(0, 1), Part(1, 3)]
     parts_module.write_parts(tmp_path, parts)
     own = Checkpoints(tmp_path / "part-1-3")
+    meta = {**meta, "members": meta["members"][1:]}
     own.save({"x": -np.ones((2, 2))}, {**meta, "updates": 50})
     found = parts_module.restore(
         tmp_path, job, Part(2, 3), {"x": np.zeros((1, 2))}, print
@@ -316,7 +321,7 @@ def test_parts_share_what_was_trained_together(undisturbed, tmp_path):
     parts_module.join(tmp_path, job, parts, {"x": np.zeros((1, 2))}, print)
     assert parts_module.read_parts(tmp_path, job) == [Part(0, 3)]
     found = Checkpoints(tmp_path).restore({"x": np.zeros((3, 2))})
-    assert found is not None
+    assert found is not None and found[1]["members"] == parts_module.names_of(job)
     assert found[0]["x"].tolist() == [[0.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]]
     assert [p.name for p in tmp_path.iterdir()] == ["2"]
 

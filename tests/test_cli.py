@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ from cli_runner import (
     offrl,
     write_npz,
 )
+
+from offrl_jax.cli import commands as cli_commands
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -402,3 +405,15 @@ class TestProcess:
         os.close(writer)
         assert "Traceback" not in done.stderr
         assert done.stderr == ""
+
+
+def test_sigterm_ends_any_command_as_ctrl_c_does(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminated(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cli_commands.Doctor, "run", terminated)
+    assert offrl("doctor") == 130
+    assert capsys.readouterr().err == "offrl: stopped\n"
+    assert signal.getsignal(signal.SIGTERM) == before

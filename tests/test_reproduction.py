@@ -379,10 +379,15 @@ class TestCommand:
             for line in out.splitlines()
         }
         assert said["row"].startswith(f"{row_id}, bc on {TINY}")
+        asked = ("offrl", *RUN, *SMALL, *SETTINGS)
         words = shlex.split(said["command"])
-        assert words[0] == "offrl" and sorted(words[1:]) == sorted(
-            (*RUN, *SMALL, *SETTINGS)
-        )
+        words[words.index("--results") + 1] = "out"  # copied here since
+        assert tuple(words) == asked
+        # Without what was written down, the same in another order.
+        (results / "commands.jsonl").rename(results / "aside")
+        words = shlex.split(reproduction.trace(Path("out"), row_id, print).command)
+        assert words[0] == "offrl" and sorted(words) == sorted(asked)
+        (results / "aside").rename(results / "commands.jsonl")
         assert said["commit"] == provenance.commit()
         assert f"jax {jax.__version__}" in said["versions"]
         assert "members 2" in said["population"] and "in the plan" in said["population"]

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import math
 import re
+import shlex
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,16 @@ from offrl_jax.catalogue import LoadedTask, is_online, load_task
 from offrl_jax.datasets.schema import episode_returns
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import DataError, ResultsError, UsageError
-from offrl_jax.results import BEHAVIOUR, Job, Member, Plan, Row, read_plan, read_rows
+from offrl_jax.results import (
+    BEHAVIOUR,
+    Job,
+    Member,
+    Plan,
+    Row,
+    read_commands,
+    read_plan,
+    read_rows,
+)
 from offrl_jax.results.rows import strict_json
 
 FEWEST_DIGITS = 6
@@ -133,7 +143,11 @@ def trace(
         return Origin(row, None, None, command_of(row, None, plan, folder))
     new = _new_settings(row)
     planned = _planned(row, plan)
-    command = command_of(row, planned or _alone(row), plan, folder)
+    typed = read_commands(folder).get(row.run_id)
+    if typed is None:
+        command = command_of(row, planned or _alone(row), plan, folder)
+    else:
+        command = shlex.join(typed)
     job = _alone(row) if planned is None or member_only else planned
     return Origin(row, planned, _up_to(_with_settings(job, new), row), command, new)
 

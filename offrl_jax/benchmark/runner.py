@@ -49,6 +49,7 @@ from offrl_jax.results import (
     RowFile,
     lock,
     lock_path,
+    note_command,
     read_plan,
     read_rows,
     row_path,
@@ -214,6 +215,7 @@ def run_suite(
     limits: Limits = NO_LIMITS,
     overrides: Mapping[str, str] | None = None,
     executor: AbstractContextManager[Executor] | None = None,
+    command: Sequence[str] = (),
 ) -> Outcome:
     """Runs what is missing of `suite` in the results folder `folder`.
 
@@ -226,6 +228,7 @@ def run_suite(
       limits: of populations.
       overrides: settings for every agent, as strings (`--set`).
       executor: what runs the jobs, entered here; default this process.
+      command: words to be written down as what asked for the new runs.
 
     Raises:
       OffrlError: for everything a user can cause; see the classes.
@@ -235,12 +238,13 @@ def run_suite(
     _check(suite, found, limits, overrides)
     suite = chosen(suite, progress.say)
     with executor or nullcontext(LocalExecutor()) as running:
-        return _plan_and_run(
+        planner = _planner(
             suite, found, store, folder, progress, limits, overrides, running
         )
+        return _plan_and_run(planner, suite, store, folder, progress, running, command)
 
 
-def _plan_and_run(
+def _planner(
     suite: Suite,
     found: Sequence[Task],
     store: Store,
@@ -249,7 +253,8 @@ def _plan_and_run(
     limits: Limits,
     overrides: Mapping[str, str] | None,
     executor: Executor,
-) -> Outcome:
+) -> Planner:
+    """The planner of the loaded tasks, memory estimated."""
     tasks = [load_checked(task.id, store, progress.say) for task in found]
     for line in other_data(suite.choices, tasks):
         progress.say(line)
@@ -257,11 +262,30 @@ def _plan_and_run(
     planner = Planner(suite, tasks, limits, machine, overrides)
     # Memory is estimated before the lock is taken, for that takes a while.
     planner.plan(read_plan(folder), read_rows(folder, _silent), _silent)
+    return planner
+
+
+def _plan_and_run(
+    planner: Planner,
+    suite: Suite,
+    store: Store,
+    folder: Path,
+    progress: Progress,
+    executor: Executor,
+    command: Sequence[str],
+) -> Outcome:
     with lock(lock_path(folder, "plan"), PLAN_SECONDS):
         rows = read_rows(folder, progress.say)
         plan, jobs = planner.plan(read_plan(folder), rows, progress.say)
         write_plan(folder, plan)
-        for task in tasks:
+        note_command(
+            folder,
+            command,
+            provenance.commit(),
+            (job.run_id for job in jobs),
+            progress.say,
+        )
+        for task in planner.tasks.values():
             if is_online(task.task.id):
                 continue
             row = behaviour_row(task, suite)

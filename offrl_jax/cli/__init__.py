@@ -6,13 +6,16 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import tyro
 
 from offrl_jax.cli.commands import Command
 from offrl_jax.cli.messages import one_line
+from offrl_jax.cli.running import COMMAND
 from offrl_jax.errors import OffrlError, ResultsError, UsageError
 
 
@@ -37,8 +40,10 @@ def _parse(arguments: Sequence[str]):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors become one line on standard error and an exit code."""
     argv = sys.argv[1:] if arguments is None else list(arguments)
+    COMMAND.set(("offrl", *argv))
     try:
-        code = _parse(argv or ["--help"]).run()
+        with _term_is_an_interrupt():
+            code = _parse(argv or ["--help"]).run()
         sys.stdout.flush()
     except OffrlError as error:
         # Reasons that libraries give may span lines.
@@ -58,6 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"offrl: {error.strerror}{where}; free some", file=sys.stderr)
         code = ResultsError.exit_code
     raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def _term_is_an_interrupt() -> Iterator[None]:
+    """What a scheduler sends ends a command as Ctrl-C does, with the same exit code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread hears signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _drop_output() -> None:

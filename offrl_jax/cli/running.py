@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,8 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
+"""The words of the command that runs."""
 BUSY = 5
 """Exit code of a command that left nothing but what other processes work on."""
 
@@ -162,6 +165,7 @@ def run_and_draw(
             limits=limits,
             overrides=overrides,
             executor=where.open(store),
+            command=COMMAND.get(),
         )
         progress.say(
             f"{outcome.ran} populations trained now, {outcome.already} runs were there"

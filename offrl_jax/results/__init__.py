@@ -6,12 +6,14 @@ neither knows the other.  Standard library only, so that reading results needs n
 A results folder holds
 
     plan.json                 what is to be run (`Plan`)
+    commands.jsonl            the commands that asked for it
     rows/<run_id>.jsonl       one `Row` per member and evaluation (or .jsonl.gz)
     metrics/<run_id>.jsonl    one `MetricPoint` per member and interval of updates
     checkpoints/<run_id>/     the benchmark's own business
     locks/<run_id>.lock       held while a process works on the job
 """
 
+from offrl_jax.results.commands import note_command, read_commands
 from offrl_jax.results.files import RowFile, read_rows
 from offrl_jax.results.folder import (
     checkpoint_path,
@@ -51,7 +53,9 @@ __all__ = [
     "lock",
     "lock_path",
     "metric_path",
+    "note_command",
     "plan_path",
+    "read_commands",
     "read_metrics",
     "read_plan",
     "read_plans",

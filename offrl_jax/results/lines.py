@@ -59,7 +59,7 @@ class LineFile:
 
     def _recover(self, on_message: OnMessage, lost: str) -> list[Record]:
         data = self.path.read_bytes()
-        records, torn = _parse(data, self.path)
+        records, torn = parse_lines(data, self.path)
         if torn:
             aside = self.path.with_name(self.path.name + ".torn")
             try:
@@ -117,13 +117,13 @@ def read_lines(folder: Path, kind: str, on_message: OnMessage) -> Iterator[Recor
                 data = gzip.decompress(data)
         except (OSError, EOFError, ValueError) as error:
             raise ResultsError(f"{path}: cannot be read ({error})") from error
-        records, torn = _parse(data, path)
+        records, torn = parse_lines(data, path)
         if torn:
             on_message(f"{path}: skipped a torn last line of {len(torn)} bytes")
         yield from records
 
 
-def _parse(data: bytes, path: Path) -> tuple[list[Record], bytes]:
+def parse_lines(data: bytes, path: Path) -> tuple[list[Record], bytes]:
     """The lines, and the bytes of a torn last line (or none)."""
     records: list[Record] = []
     lines = data.splitlines(keepends=True)
