@@ -13,7 +13,7 @@ from offrl_jax.results import lock_path, read_plan, row_path, try_lock
 
 pytest_plugins = ["cli_fixtures"]
 
-BUSY, STOPPED = 5, 130
+BUSY, STOPPED, TERMINATED = 5, 130, 128 + 15
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "slurm" / "array.sh"
 
 
@@ -52,7 +52,14 @@ def test_all_that_is_left_is_held_by_others(results, capsys):
 
 @pytest.mark.parametrize(
     ("code", "want", "requeued"),
-    [(0, 0, False), (BUSY, 0, False), (STOPPED, 0, True), (1, 1, False), (4, 4, False)],
+    [
+        (0, 0, False),
+        (BUSY, 0, False),
+        (STOPPED, 0, True),
+        (TERMINATED, 0, True),
+        (1, 1, False),
+        (4, 4, False),
+    ],
 )
 def test_the_array_of_slurm(code, want, requeued, tmp_path):
     """With stand-ins for srun and scontrol: this tests the script, not SLURM."""

@@ -239,14 +239,72 @@ def test_the_script_finds_what_is_missing_twice_or_different(bench, tmp_path, ki
 
 
 def test_the_script_knows_who_works_and_since_when(tmp_path, kill):
-    assert kill.lost_work(tmp_path, time.time()) == (0.0, True)
+    me = os.getpid()
+    assert kill.holders(tmp_path) == {}
+    assert kill.lost_work(tmp_path, {}, time.time()) == (0.0, True)
     with try_lock(lock_path(tmp_path, "job")):
-        assert kill.holders(tmp_path) == [os.getpid()]
-        began = kill.began_at(os.getpid())
-        assert 0 < time.time() - began < 86_400
-        lost, starting = kill.lost_work(tmp_path, began + 7)
-        assert lost == pytest.approx(7, abs=0.1) and starting
-        saved = tmp_path / "checkpoints" / "job" / "1"
-        saved.mkdir(parents=True)
-        lost, starting = kill.lost_work(tmp_path, saved.stat().st_mtime + 3)
-        assert lost == pytest.approx(3) and not starting
+        assert kill.holders(tmp_path) == {me: "job"}
+    began = kill.began_at(me)
+    assert 0 < time.time() - began < 86_400
+    lost, starting = kill.lost_work(tmp_path, {me: "job"}, began + 7)
+    assert lost == pytest.approx(7, abs=0.1) and starting
+
+
+def test_the_script_counts_what_the_checkpoints_of_that_job_miss(
+    tmp_path, kill, monkeypatch
+):
+    """Process 1 began at 100, process 2 at 200; job `b` goes on in halves."""
+    monkeypatch.setattr(kill, "began_at", {1: 100.0, 2: 200.0}.__getitem__)
+
+    def save(name, time):
+        path = tmp_path / "checkpoints" / name
+        path.mkdir(parents=True)
+        os.utime(path, (time, time))
+        return path
+
+    def lost(**jobs):
+        return kill.lost_work(tmp_path, {int(k[1:]): v for k, v in jobs.items()}, 300)
+
+    assert lost(_1="a") == (200.0, True)
+    save("a/1", 250.0)
+    save("a/2", 270.0)
+    assert lost(_1="a") == (30.0, False)
+    assert lost(_2="b") == (100.0, True)
+    assert lost(_1="a", _2="b") == (100.0, True)
+    save("b/1", 150.0)
+    assert lost(_2="b") == (100.0, True)
+    save("b/part-0-2/1", 290.0)
+    assert lost(_2="b") == (10.0, False)
+    assert lost(_1="a", _2="b") == (30.0, False)
+    stat = Path.stat
+
+    def removed(path, **options):
+        if path.name == "2":
+            raise FileNotFoundError
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", removed)
+    assert lost(_1="a") == (50.0, False)
+
+
+def test_the_script_ends_where_no_worker_is_left_to_be_killed(
+    tmp_path, kill, monkeypatch
+):
+    begun = []
+
+    class Command:
+        def poll(self):
+            return 0
+
+        def wait(self):
+            return 0
+
+    def begin(*_args):
+        assert len(begun) < 5, "it begins for ever"
+        begun.append(Command())
+        return begun[-1]
+
+    monkeypatch.setattr(kill, "begin", begin)
+    monkeypatch.setattr(kill, "count", lambda folder, kind: 100)
+    settings = kill.Settings("faults", "ray", kills=3)
+    assert kill.run_and_kill(settings, tmp_path, 100) == []

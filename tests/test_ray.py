@@ -7,20 +7,25 @@ import contextlib
 import dataclasses
 import io
 import os
+import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import ray_work
 import tiny_runs
+from cli_runner import CLI
 from tiny_runs import DONE, JOBS, SUITE, contents, points
 
 from offrl_jax.benchmark import ray_executor
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.ray_executor import cluster
+from offrl_jax.benchmark.ray_worker import saved_updates
 from offrl_jax.benchmark.runner import run_suite
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import UsageError
@@ -31,6 +36,8 @@ pytestmark = pytest.mark.enable_socket
 
 ONE_JOB = dataclasses.replace(SUITE, agents=("td3_bc",))
 TWO_JOBS = dataclasses.replace(SUITE, agents=("bc",))
+LIMIT = 120.0
+"""Seconds after which a process counts as stuck, on a machine that has other work."""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,18 @@ def assert_equal(folder, home, suite=SUITE):
     assert points(folder) == chosen(points(home / "whole"))
 
 
+def planned(folder, agent):
+    """The job of an agent, None before it is planned."""
+    plan = read_plan(folder)
+    return plan and next(j for j in plan.jobs if j.agent.startswith(agent))
+
+
+def begun(folder, name):
+    """Of every worker that began to train a job, its id and the updates done before."""
+    lines = (folder.parent / f"{name}.workers").read_text().splitlines()
+    return [tuple(map(int, line.split())) for line in lines]
+
+
 def test_rows_are_those_of_this_process(home, executor, tmp_path):
     outcome, said = run(home, tmp_path / "out", executor)
     assert (outcome.ran, outcome.failed, outcome.stopped) == (JOBS, (), False)
@@ -102,17 +121,75 @@ def test_a_worker_that_is_killed_is_replaced(home, executor, tmp_path):
     folder, killed = tmp_path / "out", []
 
     def kill(name):
-        saved = list(folder.glob(f"checkpoints/{name}/[0-9]*"))
-        if saved and not killed:
-            (pid,) = (tmp_path / f"{name}.pids").read_text().split()
+        job = planned(folder, "td3_bc")
+        if not killed and saved_updates(job, folder) > 0:
+            ((pid, done),) = begun(folder, name)
+            assert done == 0
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
             killed.append(name)
 
     outcome, said = run(home, folder, executor, kill, ONE_JOB)
     assert outcome.ran == len(killed) == 1
     assert f"{killed[0]}: its worker is lost (it was killed or died)" in said
-    assert len((tmp_path / f"{killed[0]}.pids").read_text().split()) == 2
+    _, (_, done) = begun(folder, killed[0])
+    assert 0 < done < SUITE.updates, "not from its last checkpoint"
+    assert_equal(folder, home, ONE_JOB)
+
+
+def until(what, process):
+    """Waits for something that a process does; what it was."""
+    end = time.monotonic() + LIMIT
+    while not (found := what()):
+        assert process.is_alive() and time.monotonic() < end, "stuck"
+        time.sleep(0.01)
+    return found
+
+
+def is_free(path):
+    with try_lock(path) as ours:
+        return ours
+
+
+def test_a_command_that_is_killed_is_continued(home, executor, tmp_path):
+    """Its worker ends with it.  The same suite from the command line does the rest."""
+    del executor
+    folder, moments = tmp_path / "out", random.Random(0)
+    head = ray.get_runtime_context().gcs_address
+    # A cluster of this machine may have a secret, which Ray finds by its variables.
+    variables = {k: v for k, v in os.environ.items() if k.startswith("RAY_")}
+    first = tiny_runs.start(
+        *(home / "data", folder, home / "xla"),
+        often=True,
+        ray={**variables, "RAY_ADDRESS": head},
+        suite=ONE_JOB,
+    )
+    job = until(lambda: planned(folder, "td3_bc"), first)
+    until(lambda: saved_updates(job, folder), first)
+    time.sleep(moments.uniform(0.0, 1.0))
+    first.kill()
+    first.join(LIMIT)
+    assert first.exitcode == -signal.SIGKILL
+
+    end = time.monotonic() + LIMIT
+    while not is_free(lock_path(folder, job.run_id)):
+        assert time.monotonic() < end, "its worker lives on"
+        time.sleep(0.1)
+    before = contents(folder)
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(tiny_runs.as_toml(ONE_JOB))
+    where = ("--executor", "ray", "--ray-address", head)
+    folders = ("--results", str(folder), "--data-dir", str(home / "data"))
+    second = subprocess.run(
+        [sys.executable, *CLI, "benchmark", str(suite), *folders, *where],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert second.returncode == DONE, second.stderr
+    assert second.stderr.count(": done, ") == 1
+    assert before.items() < contents(folder).items()
     assert_equal(folder, home, ONE_JOB)
 
 
@@ -129,7 +206,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(home, executor, tmp_path):
     assert outcome.stopped and outcome.ran == 0 and not outcome.failed
     assert "stopping after this chunk; nothing will be lost" in said
     assert "its worker is lost" not in said
-    assert len(list(tmp_path.glob("*.pids"))) == 1
+    assert len(list(tmp_path.glob("*.workers"))) == 1
     assert set(contents(folder)) < set(contents(home / "whole"))
     outcome, _ = run(home, folder, executor, suite=TWO_JOBS)
     assert outcome.ran == 2

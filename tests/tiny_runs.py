@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import multiprocessing
 import os
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint  # noqa: F401  what a new process must not import once more
+import ray_work
 
 from offrl_jax import envs
-from offrl_jax.benchmark import jobs
+from offrl_jax.benchmark import jobs, ray_executor
 from offrl_jax.benchmark.progress import Progress
 from offrl_jax.benchmark.runner import run_suite
 from offrl_jax.benchmark.suites import Protocol, Suite
@@ -85,6 +89,23 @@ def write_store(folder: Path) -> Store:
     return store
 
 
+def as_toml(suite: Suite) -> str:
+    """A file of `suite`, for the command line; JSON's strings and lists are TOML's."""
+    lines = [
+        f"{name} = {json.dumps(getattr(suite, name))}"
+        for name in ("name", "description", "tasks", "agents", "preset", "seeds")
+    ]
+    lines.append(f"updates = {suite.updates}")
+    lines.append("[protocol]")
+    for name, value in dataclasses.asdict(suite.protocol).items():
+        lines.append(f"{name} = {value}")
+    for agent, named in suite.settings.items():
+        for setting, entries in named.items():
+            lines.append(f"[settings.{agent}.{setting}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+    return "\n".join(lines) + "\n"
+
+
 def contents(folder: Path) -> dict[tuple, str]:
     """Identity of every row, the run id included, by run, task, seed and step.
 
@@ -119,11 +140,14 @@ def command(
     often: bool = False,
     wait: bool = False,
     largest: int | None = None,
+    ray: Mapping[str, str] | None = None,
+    suite: Suite = SUITE,
 ) -> None:
     """The whole of a process: `offrl benchmark` without its leaderboard.
 
     With `often` a chunk is one update, and several checkpoints are saved a second.
     `largest` is the size in bytes beyond which no file can grow, as on a full disk.
+    `ray` are the variables of Ray with which its workers run the jobs.
     """
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ["JAX_NUM_CPU_DEVICES"] = "2"
@@ -136,16 +160,18 @@ def command(
     with (folder.parent / f"{folder.name}.{os.getpid()}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    where, store = Where(wait=wait), Store(data)
+    os.environ.update(ray or {})
+    where, store = Where("ray" if ray else "local", wait=wait), Store(data)
     where.configure_jax()
     if often:
         jobs.FIRST_CHUNK, jobs.CHUNK_SECONDS, jobs.CHECKPOINT_SECONDS = 1, 0.0, 0.3
+        ray_executor.work = ray_work.work
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     try:
         with Progress() as progress:
             found = run_suite(
-                SUITE, store, folder, progress, executor=where.open(store)
+                suite, store, folder, progress, executor=where.open(store)
             )
     except OffrlError as error:
         print(f"offrl: {error}", flush=True)

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,10 +68,11 @@ class Kill:
     Attributes:
       victim: `command` or `worker`.
       points: metrics recorded until then.
-      lost_s: seconds of work that no checkpoint held: since the newest one, or since
-        the process began that worked on the job; 0 where none did.
-      starting: whether that process had saved nothing yet, so that its start and its
-        compilation are part of the loss.
+      lost_s: seconds of work that no checkpoint held: since the job's newest one, or
+        since the process began that worked on it, whichever came last; of several jobs
+        that die at once the longest; 0 where none was worked on.
+      starting: whether the process of that job had saved nothing yet, so that its start
+        and its compilation are part of the loss.
     """
 
     victim: str
@@ -125,18 +126,18 @@ def count(folder: Path, kind: str) -> int:
     )
 
 
-def holders(folder: Path) -> list[int]:
-    """Processes that have a job's lock file open (Linux)."""
-    locks = str(folder.absolute() / "locks")
-    found = set()
+def holders(folder: Path) -> dict[int, str]:
+    """The run id of the job whose lock file is open, by process (Linux)."""
+    locks = folder.absolute() / "locks"
+    found = {}
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
-            target = os.readlink(link)
+            target = Path(os.readlink(link))
         except OSError:
             continue
-        if target.startswith(locks) and not target.endswith("plan.lock"):
-            found.add(int(link.parts[2]))
-    return sorted(found)
+        if target.parent == locks and target.stem != "plan":
+            found[int(link.parts[2])] = target.name.removesuffix(".lock")
+    return dict(sorted(found.items()))
 
 
 def began_at(pid: int) -> float:
@@ -146,20 +147,33 @@ def began_at(pid: int) -> float:
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def lost_work(folder: Path, now: float) -> tuple[float, bool]:
-    """`lost_s` and `starting` of a kill of everything at `now`."""
-    saved = [path.stat().st_mtime for path in folder.glob("checkpoints/*/[0-9]*")]
-    began = []
-    for pid in holders(folder):
+def saved_at(folder: Path, run_id: str) -> float:
+    """When the job's newest checkpoint was written, of any part of it; 0 without."""
+    of_job = folder / "checkpoints" / run_id
+    found = [0.0]
+    for pattern in ("[0-9]*", "part-*/[0-9]*"):
+        for path in of_job.glob(pattern):
+            # Of two generations the older one goes at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                found.append(path.stat().st_mtime)
+    return max(found)
+
+
+def lost_work(folder: Path, jobs: Mapping[int, str], now: float) -> tuple[float, bool]:
+    """`lost_s` and `starting` if at `now` the `holders` of `jobs` are killed."""
+    lost = []
+    for pid, run_id in jobs.items():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            began.append(began_at(pid))
-    if not began:
-        return 0.0, True
-    return now - max([*saved, *began]), max(began) > max(saved, default=0.0)
+            began, saved = began_at(pid), saved_at(folder, run_id)
+            lost.append((now - max(began, saved), began > saved))
+    return max(lost, default=(0.0, True))
 
 
 def run_and_kill(settings: Settings, folder: Path, total: int) -> list[Kill]:
-    """Runs the suite to its end, with kills on the way."""
+    """Runs the suite to its end, with kills on the way.
+
+    There may be fewer than asked for: a worker is killed only while there is one.
+    """
     moments = random.Random(settings.seed)
     goals = sorted(
         int(moments.uniform(0.0, 0.95) * total) for _ in range(settings.kills)
@@ -177,12 +191,20 @@ def run_and_kill(settings: Settings, folder: Path, total: int) -> list[Kill]:
             points, now = count(folder, "metrics"), time.monotonic()
             if due is None and points >= goal:
                 due = now + moments.uniform(0.0, JITTER_SECONDS)
-            pids = holders(folder) if at_worker else [process.pid]
-            if due is not None and pids and (now >= due or points >= limit):
+            jobs = holders(folder)
+            pids = list(jobs) if at_worker else [process.pid]
+            is_over = points == total and not pids
+            if is_over or (
+                due is not None and pids and (now >= due or points >= limit)
+            ):
                 break
             time.sleep(POLL_SECONDS)
+        if is_over:
+            break
         pid = moments.choice(pids)
-        lost = lost_work(folder, time.time())
+        # With the command die its workers.
+        dying = {pid: jobs[pid]} if at_worker else jobs
+        lost = lost_work(folder, dying, time.time())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             kills.append(Kill("worker" if at_worker else "command", points, *lost))

@@ -20,7 +20,7 @@ shift 2
 srun offrl benchmark "$suite" --results "$results" "$@"
 code=$?
 case $code in
-  130) # stopped by the signal, with everything saved
+  130 | 143) # stopped by the signal: with everything saved, or outside of any job
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     exit 0
     ;;

@@ -26,7 +26,7 @@ from offrl_jax.benchmark.executors import Ran
 from offrl_jax.benchmark.memory import GIB, Memory
 from offrl_jax.benchmark.overview import Machine
 from offrl_jax.benchmark.progress import Progress
-from offrl_jax.benchmark.ray_worker import Mailbox, Verdict, work
+from offrl_jax.benchmark.ray_worker import Mailbox, Verdict, saved_updates, work
 from offrl_jax.errors import ResultsError, UsageError
 from offrl_jax.results import Job
 
@@ -75,7 +75,7 @@ def cluster(
         those that fall to one of them.
 
     Raises:
-      UsageError: Ray is not installed, or the cluster cannot be reached.
+      UsageError: Ray is not installed, or the cluster cannot be reached or started.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     defaults = {
@@ -115,7 +115,7 @@ def cluster(
                 logging_level=logging.ERROR,
                 **(local if address == "local" else {}),
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises many kinds, and plain ones too
         raise _unreachable(address, str(error)) from error
     try:
         yield RayExecutor(store, wait, cpus)
@@ -140,7 +140,13 @@ def _check_address(address: str) -> None:
 
 
 def _unreachable(address: str, why: str) -> UsageError:
-    reason = why.splitlines()[0] if why else "no answer"
+    reason = next((line.strip() for line in why.splitlines() if line.strip()), "")
+    reason = reason or "no answer"
+    if address == "local":
+        return UsageError(
+            f"Ray could not start on this machine ({reason}); run the same command "
+            "again, or without --executor ray"
+        )
     return UsageError(
         f"no Ray cluster can be reached at '{address}' ({reason}); start one with "
         "`ray start --head`, or leave --ray-address out to use this machine alone"
@@ -243,12 +249,21 @@ class RayExecutor:
             }
         data_dir = str(self._store.path.absolute())
 
-        def submit(job: Job) -> Any:
+        def submit(job: Job, attempt: int) -> Any:
             return task.remote(
-                job, data_dir, folder.absolute(), mailbox, environment, self._platform
+                job,
+                attempt,
+                data_dir,
+                folder.absolute(),
+                mailbox,
+                environment,
+                self._platform,
             )
 
-        driver = _Driver(submit, mailbox, progress, stop, self._wait)
+        def saved(job: Job) -> float:
+            return saved_updates(job, folder)
+
+        driver = _Driver(submit, saved, mailbox, progress, stop, self._wait)
         try:
             return driver.run(jobs)
         finally:
@@ -263,18 +278,20 @@ class _Attempt:
       job: of the plan.
       patient_until: until when a held lock is waited for.
       retry_at: when to submit it.
-      begun: whether its worker has told anything.
-      done: updates that were told, summed over members.
-      done_at_loss: updates that were told when a worker was lost.
-      losses: workers lost since it last got further.
+      number: how often it was submitted.
+      begun: whether the worker of that number has told anything.
+      shown: the most updates that were told, summed over members.
+      saved: the most that its checkpoints held when a worker was lost.
+      losses: workers lost since they last held more.
     """
 
     job: Job
     patient_until: float
     retry_at: float = 0.0
+    number: int = 0
     begun: bool = False
-    done: float = 0.0
-    done_at_loss: float = -1.0
+    shown: float = 0.0
+    saved: float = 0.0
     losses: int = 0
 
 
@@ -283,13 +300,23 @@ class _Driver:
 
     def __init__(
         self,
-        submit: Callable[[Job], Any],
+        submit: Callable[[Job, int], Any],
+        saved: Callable[[Job], float],
         mailbox: Any,
         progress: Progress,
         stop: Callable[[], bool],
         wait: bool,
     ) -> None:
+        """Args:
+        submit: starts a numbered attempt at a job; returns the task.
+        saved: updates that a job's checkpoints hold, summed over members.
+        mailbox: actor of a `Mailbox`.
+        progress: bars.
+        stop: as in `Executor.run`.
+        wait: as in `cluster`.
+        """
         self._submit = submit
+        self._saved = saved
         self._mailbox = mailbox
         self._progress = progress
         self._user_stops = stop
@@ -311,23 +338,26 @@ class _Driver:
         """
         now = time.monotonic()
         self._waiting = [_Attempt(job, now + PATIENCE_SECONDS) for job in jobs]
-        free_since, ended_at_pass = now, 0
+        free_since, finished_at_pass = now, 0
         while self._waiting or self._running:
             stopping = self._stopping()
             self._start(stopping)
-            for ref in self._ended():
+            ended = self._ended()
+            for ref in ended:
                 self._judge(self._running.pop(ref), self._verdict(ref))
             if stopping and not self._running:
                 break
-            if any(attempt.begun for attempt in self._running.values()):
+            begun = any(attempt.begun for attempt in self._running.values())
+            # What finds its job held ends without having begun, but had a node.
+            if begun or ended or not self._running:
                 free_since = time.monotonic()
-            elif time.monotonic() - free_since > FREE_SECONDS and self._running:
+            elif time.monotonic() - free_since > FREE_SECONDS:
                 self._progress.say("all nodes of the Ray cluster are taken; waiting")
                 free_since = float("inf")
-            ended = self._ran + self._elsewhere
-            if not (self._waiting or self._running) and ended > ended_at_pass:
+            finished = self._ran + self._elsewhere
+            if not (self._waiting or self._running) and finished > finished_at_pass:
                 # Others may have finished or left what they held.
-                ended_at_pass = ended
+                finished_at_pass = finished
                 self._waiting, self._held = self._held, []
         if self._unwritable:
             raise ResultsError(self._unwritable)
@@ -350,8 +380,9 @@ class _Driver:
         now = time.monotonic()
         for attempt in [a for a in self._waiting if a.retry_at <= now]:
             self._waiting.remove(attempt)
+            attempt.number += 1
             attempt.begun = False
-            self._running[self._submit(attempt.job)] = attempt
+            self._running[self._submit(attempt.job, attempt.number)] = attempt
 
     def _ended(self) -> list[Any]:
         """Waits up to a second; shows what workers tell; tasks that have ended."""
@@ -370,10 +401,19 @@ class _Driver:
         for name, state in told.items():
             for line in state.said:
                 self._progress.say(line)
-            if name in by_name:
-                by_name[name].begun = True
-                by_name[name].done = max(by_name[name].done, state.amount)
-                self._progress.show(name, *state[:-1])
+            attempt = by_name.get(name)
+            # A worker that was lost may be heard when its successor is on its way.
+            if attempt is not None and attempt.number == state.attempt:
+                attempt.begun = True
+                attempt.shown = max(attempt.shown, state.amount)
+                self._progress.show(
+                    name,
+                    state.label,
+                    state.done,
+                    state.total,
+                    state.note,
+                    attempt.shown,
+                )
         return ended
 
     def _verdict(self, ref: Any) -> Verdict:
@@ -426,15 +466,16 @@ class _Driver:
         elif verdict.how == "unwritable":
             self._unwritable = self._unwritable or verdict.why
         elif verdict.how == "lost":
-            further = attempt.done > attempt.done_at_loss
-            attempt.losses = 1 if further else attempt.losses + 1
-            attempt.done_at_loss = max(attempt.done, attempt.done_at_loss)
+            saved = self._saved(job)
+            attempt.losses = 1 if saved > attempt.saved else attempt.losses + 1
+            attempt.saved = max(saved, attempt.saved)
             lost = f"its worker is lost ({verdict.why})"
             if attempt.losses >= LOSSES:
                 self._fail(job, f"{lost}, {LOSSES} times without getting further")
                 return
+            who = "the same command" if self._stopping() else "another"
             self._progress.say(
-                f"{job.run_id}: {lost}; another continues from the last checkpoint"
+                f"{job.run_id}: {lost}; {who} continues from the last checkpoint"
             )
             attempt.patient_until = now + ZOMBIE_SECONDS
             self._waiting.append(attempt)

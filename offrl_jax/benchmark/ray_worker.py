@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offrl_jax.errors import DataError, OffrlError, ResultsError
-from offrl_jax.results import Job, lock_path, plan_path, row_path, try_lock
+from offrl_jax.results import (
+    Job,
+    checkpoint_path,
+    lock_path,
+    plan_path,
+    row_path,
+    try_lock,
+)
 
 if TYPE_CHECKING:
     from offrl_jax.catalogue import LoadedTask
@@ -23,8 +30,10 @@ TELL_SECONDS = 1.0
 
 
 class State(NamedTuple):
-    """What a worker last told: its bar, updates summed over members, lines to keep."""
+    """What a worker last told: which attempt at its job it is, its bar, updates summed
+    over members, lines to keep."""
 
+    attempt: int = 0
     label: str = ""
     done: int = 0
     total: int = 0
@@ -49,9 +58,14 @@ class Mailbox:
         self._stopped = False
 
     def tell(self, run_id: str, state: State) -> bool:
-        """Takes a worker's state; returns whether it is to stop."""
+        """Takes a worker's state; returns whether it is to stop.
+
+        The word of a worker that was lost may come after its successor's: of it only
+        the lines are kept.
+        """
         before = self._states.get(run_id, State())
-        self._states[run_id] = state._replace(said=before.said + state.said)
+        newer = before if before.attempt > state.attempt else state
+        self._states[run_id] = newer._replace(said=before.said + state.said)
         return self._stopped
 
     def take(self, stop: bool) -> dict[str, State]:
@@ -64,11 +78,12 @@ class Mailbox:
 class Link:
     """A worker's end: a `Reporter`, and a thread that tells the driver every second."""
 
-    def __init__(self, mailbox: Any, job: Job, folder: Path) -> None:
+    def __init__(self, mailbox: Any, job: Job, attempt: int, folder: Path) -> None:
         self._mailbox = mailbox
         self._job = job
+        self._folder = folder
         self._rows = row_path(folder, job.run_id)
-        self._state = State(label=job.run_id)
+        self._state = State(attempt, label=job.run_id)
         self._members, self._ended = 1, 0.0
         self._guard = threading.Lock()
         self._closed = threading.Event()
@@ -93,6 +108,9 @@ class Link:
     def begin(self, label: str, total: int, done: int = 0, members: int = 1) -> None:
         """See `Reporter`."""
         self._members = members
+        # Of a job in parts, those before this one may have ended in another process.
+        saved = saved_updates(self._job, self._folder)
+        self._ended = max(0.0, saved - members * done)
         with self._guard:
             self._state = self._state._replace(label=label, total=total)
         self.update(done, "")
@@ -105,7 +123,6 @@ class Link:
 
     def end(self, line: str) -> None:
         """See `Reporter`."""
-        self._ended += self._members * self._state.total
         self.say(line)
 
     def _run(self) -> None:
@@ -138,15 +155,36 @@ class Link:
                 self._state = self._state._replace(said=said)
 
 
+def saved_updates(job: Job, folder: Path) -> float:
+    """Updates summed over members that the job's checkpoints hold; 0 if unreadable."""
+    from offrl_jax.benchmark.parts import updates_done
+
+    try:
+        return updates_done(checkpoint_path(folder, job.run_id), job)
+    except (ResultsError, OSError):
+        return 0.0
+
+
 def work(
     job: Job,
+    attempt: int,
     data_dir: str,
     folder: Path,
     mailbox: Any,
     environment: Mapping[str, str],
     platform: str,
 ) -> Verdict:
-    """Runs a job in this process, a fresh worker; everything ends as a `Verdict`."""
+    """Runs a job in this process, a fresh worker; everything ends as a `Verdict`.
+
+    Args:
+      job: of the plan.
+      attempt: number of this attempt at it.
+      data_dir: the data store.
+      folder: of the results.
+      mailbox: actor of a `Mailbox`.
+      environment: variables to be set before JAX is.
+      platform: what JAX must run on.
+    """
     os.environ.update(environment)
     import jax
 
@@ -156,11 +194,11 @@ def work(
     from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
 
     host = socket.gethostname()
-    if not plan_path(folder).is_file():
-        return Verdict(
-            "failed", f"{host} does not see {folder}; all nodes must share it"
-        )
     try:
+        if not plan_path(folder).is_file():
+            return Verdict(
+                "failed", f"{host} does not see {folder}; all nodes must share it"
+            )
         with try_lock(lock_path(folder, job.run_id)) as ours:
             if not ours:
                 return Verdict("held")
@@ -173,7 +211,7 @@ def work(
                     f"JAX on {host} uses {jax.default_backend()} and no {platform}; "
                     "install the right extra there (see docs/install.md)",
                 )
-            with Link(mailbox, job, folder) as link:
+            with Link(mailbox, job, attempt, folder) as link:
                 if link.stopped:  # while this process was starting
                     return Verdict("stopped")
                 if is_finished(job, folder, link.say):
@@ -189,6 +227,17 @@ def work(
         return Verdict("failed", str(error))
     except OffrlError as error:
         return Verdict("failed", f"{error} (on {host})")
+    except MemoryError:
+        return Verdict(
+            "failed", f"no memory is left on {host}; end what else runs there"
+        )
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return Verdict(
+            "unwritable",
+            f"{where}{error.strerror or error} (on {host}); mend that and run the same "
+            "command again",
+        )
 
 
 def _load(job: Job, data_dir: str, say: Callable[[str], None]) -> dict[str, LoadedTask]:
