@@ -329,6 +329,17 @@ def test_errors_of_a_node_are_a_line_with_its_name(error, how, why, work, monkey
     assert why in verdict.why and socket.gethostname() in verdict.why
 
 
+def test_a_node_where_jax_does_not_start_is_a_line(work, monkeypatch):
+    def configure():
+        raise RuntimeError("Unable to initialize backend 'cuda'\nand more")
+
+    monkeypatch.setattr(jax_settings, "configure_jax", configure)
+    verdict = work()
+    assert verdict.how == "failed" and "\n" not in verdict.why
+    assert "cannot start (Unable to initialize backend 'cuda')" in verdict.why
+    assert socket.gethostname() in verdict.why
+
+
 def test_a_folder_that_a_node_may_not_see_is_a_line(work, monkeypatch):
     def is_file():
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/shared/plan")

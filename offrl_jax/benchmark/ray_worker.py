@@ -204,11 +204,16 @@ def work(
                 return Verdict("held")
             if provenance.source_hash() != job.source_hash:
                 return Verdict("failed", f"another offrl_jax is installed on {host}")
-            configure_jax()
-            if jax.default_backend() != platform:
+            try:
+                configure_jax()
+                backend = jax.default_backend()
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0][:160]
+                return Verdict("failed", f"JAX on {host} cannot start ({reason})")
+            if backend != platform:
                 return Verdict(
                     "failed",
-                    f"JAX on {host} uses {jax.default_backend()} and no {platform}; "
+                    f"JAX on {host} uses {backend} and no {platform}; "
                     "install the right extra there (see docs/install.md)",
                 )
             with Link(mailbox, job, attempt, folder) as link:
