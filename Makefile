@@ -48,7 +48,8 @@ test: install  ## the tests, in minutes
 	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-long: install  ## every test, the long ones too
-	@$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist worksteal -m 'not gpu' $(ARGS)
+	@OFFRL_OPTIMISE=1 $(BIN)/python -m pytest --durations=10 -n $(WORKERS) \
+		--dist worksteal -m 'not gpu' $(ARGS)
 
 test-lowest:  ## the tests with the lowest versions that pyproject.toml admits
 	@$(or $(PYTHON),python3) -m venv --clear .venv-lowest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -32,6 +34,32 @@ def _programs_are_dropped():
     """
     yield
     jax.clear_caches()
+
+
+@contextlib.contextmanager
+def _few_optimisations() -> Iterator[None]:
+    before = jax.config.read("jax_disable_most_optimizations")
+    # `make test-long` compiles everything as users do.
+    jax.config.update(
+        "jax_disable_most_optimizations", "OFFRL_OPTIMISE" not in os.environ
+    )
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def little_optimised():
+    """For tests that compile much, run little and ask for no equal bits."""
+    with _few_optimisations():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _files_marked_so_are_little_optimised(request: pytest.FixtureRequest):
+    """The same for whole files, their fixtures included."""
+    marked = request.node.get_closest_marker("little_optimised") is not None
+    with _few_optimisations() if marked else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

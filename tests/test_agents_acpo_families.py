@@ -21,6 +21,8 @@ import offrl_jax
 from offrl_jax import networks
 from offrl_jax.agents import acpo, brac, inac
 
+pytestmark = pytest.mark.little_optimised
+
 HERE = jnp.ones((1, 2))
 RATES = {"actor_lr": 3e-3, "critic_lr": 3e-3, "tau": 0.05, "behaviour_lr": 3e-3}
 AGENTS = Path(offrl_jax.__file__).parent / "agents"

@@ -46,15 +46,6 @@ CALLS = 4
 VALUES = {"critic", "critics", "value"}
 
 
-@pytest.fixture
-def little_optimised():
-    """For tests that compile much, run little and ask for no equal bits."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def all_equal(a, b) -> bool:
     """Bit for bit, over two trees of equal structure."""
     return all(

@@ -16,6 +16,8 @@ from toy_mdps import forward
 from offrl_jax.agents import registry
 from offrl_jax.agents.entry import resolve
 
+pytestmark = pytest.mark.little_optimised
+
 STILL = 1e-30
 
 

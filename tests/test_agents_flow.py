@@ -19,6 +19,8 @@ from offrl_jax.agents.entry import resolve
 from offrl_jax.errors import UsageError
 from offrl_jax.types import Spec, Transitions
 
+pytestmark = pytest.mark.little_optimised
+
 SPEC = Spec(obs_dim=2, action_dim=2, horizon=2)
 SMALL = {"hidden": (16, 16), "batch_size": 48, "flow_steps": 3}
 FROZEN = {
@@ -34,9 +36,8 @@ def random_batch() -> Transitions:
     rng = np.random.default_rng(0)
     goes_on = (np.arange(48) % 3 > 0).astype(float)
     obs, next_obs = rng.normal(size=(2, 48, 2))
-    action, nothing = rng.uniform(-1, 1, (48, 2)), np.zeros(48)
-    none = np.zeros((48, 2))
-    fields = (obs, action, rng.normal(size=48), goes_on, next_obs, none, nothing)
+    action, none = rng.uniform(-1, 1, (48, 2)), np.zeros((48, 2))
+    fields = (obs, action, rng.normal(size=48), goes_on, next_obs, none, none[:, 0])
     return Transitions(*(jnp.asarray(x, jnp.float32) for x in fields))
 
 

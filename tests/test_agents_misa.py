@@ -24,6 +24,8 @@ from offrl_jax.agents import misa
 from offrl_jax.agents.entry import resolve
 from offrl_jax.types import Spec, Transitions
 
+pytestmark = pytest.mark.little_optimised
+
 SPEC = Spec(obs_dim=3, action_dim=2, horizon=4)
 ROWS, K = 48, 5
 RATES = ("actor_lr", "critic_lr", "alpha_lr", "multiplier_lr")

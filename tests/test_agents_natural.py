@@ -17,6 +17,8 @@ from offrl_jax.agents.registry import REGISTRY
 from offrl_jax.errors import UsageError
 from offrl_jax.types import Spec, Transitions
 
+pytestmark = pytest.mark.little_optimised
+
 SPECS = {"gaussian": Spec(3, 2, 10), "softmax": Spec(3, 4, 10, discrete=True)}
 TINY = {"hidden": (8,), "environments": 4, "steps": 16}
 

@@ -16,6 +16,8 @@ from offrl_jax.agents import actor_critic, optim
 from offrl_jax.agents.registry import REGISTRY
 from offrl_jax.types import Spec, Transitions
 
+pytestmark = pytest.mark.little_optimised
+
 ON_POLICY = sorted(name for name, entry in REGISTRY.items() if entry.on_policy)
 CONTINUOUS, DISCRETE = Spec(3, 2, 10), Spec(3, 4, 10, discrete=True)
 

@@ -28,6 +28,8 @@ from toy_mdps import SPEC, forward, lab, solve
 from offrl_jax import networks
 from offrl_jax.agents import awac, awr, brac, inac
 
+pytestmark = pytest.mark.little_optimised
+
 HERE = np.ones((1, 2))
 RATES = {"actor_lr": 3e-3, "critic_lr": 3e-3, "tau": 0.05}
 INAC_RATES = {"value_lr": 3e-3, "behaviour_lr": 3e-3}

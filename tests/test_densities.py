@@ -16,6 +16,8 @@ from offrl_jax import densities, errors
 from offrl_jax.densities import Density
 from offrl_jax.types import Array, Spec
 
+pytestmark = pytest.mark.little_optimised
+
 OBS_DIM = 2
 KEY = jax.random.key(7)
 OVER_R = ("gaussian", "mixture", "cvae")

@@ -16,6 +16,8 @@ from offrl_jax.agents import optim
 from offrl_jax.densities import Density
 from offrl_jax.types import Array, Spec
 
+pytestmark = pytest.mark.little_optimised
+
 BATCH = 128
 
 

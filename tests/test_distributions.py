@@ -12,6 +12,8 @@ import scipy.stats
 
 from offrl_jax import distributions
 
+pytestmark = pytest.mark.little_optimised
+
 MEAN = np.array([[0.2, -0.5], [1.5, 0.0]], np.float32)
 LOG_STD = np.array([[-0.3, 0.4], [-1.0, 0.1]], np.float32)
 ACTION = np.array([[0.3, -0.9], [0.95, 0.0]], np.float32)

@@ -15,6 +15,8 @@ import pytest
 
 from offrl_jax import fisher
 
+pytestmark = pytest.mark.little_optimised
+
 ARMS, BANDITS = 10, 2000
 
 

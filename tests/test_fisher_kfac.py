@@ -10,6 +10,8 @@ import pytest
 
 from offrl_jax import distributions, fisher, networks
 
+pytestmark = pytest.mark.little_optimised
+
 KEY = jax.random.key(0)
 
 

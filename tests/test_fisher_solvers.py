@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 from offrl_jax import fisher
 from offrl_jax.fisher import tree_algebra
 
+pytestmark = pytest.mark.little_optimised
+
 SHAPES = {"params": {"Dense_0": {"bias": (4,), "kernel": (3, 4)}, "free": (2,)}}
 SIZE = 18
 

@@ -17,6 +17,8 @@ import scipy.stats
 from offrl_jax import flows, networks
 from offrl_jax.errors import UsageError
 
+pytestmark = pytest.mark.little_optimised
+
 MEAN = np.array([0.3, -0.4])
 COVARIANCE = np.array([[0.20, 0.09], [0.09, 0.08]])
 

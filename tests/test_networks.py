@@ -12,6 +12,8 @@ import toy_mdps
 
 from offrl_jax import networks
 
+pytestmark = pytest.mark.little_optimised
+
 KEY = jax.random.key(0)
 
 

@@ -80,7 +80,7 @@ def test_the_leaderboard_is_drawn(whole):
 
 
 def test_a_stopped_run_goes_on_to_the_same_rows(whole, tmp_path, monkeypatch):
-    """Stopped after the second chunk of each job; episodes are in mid-air then."""
+    """Stopped after the third chunk of each job; episodes are in mid-air then."""
     monkeypatch.setattr(jobs_module, "FIRST_CHUNK", 32)
     monkeypatch.setattr(jobs_module, "CHUNK_SECONDS", 1e-9)
     real = jobs_module.run_job
@@ -91,13 +91,13 @@ def test_a_stopped_run_goes_on_to_the_same_rows(whole, tmp_path, monkeypatch):
         del stop
         calls = 0
 
-        def after_two() -> bool:
+        def after_three() -> bool:
             nonlocal calls
             calls += 1
-            return calls == 2
+            return calls == 3
 
         stops += 1
-        real(job, tasks, folder, progress, after_two)
+        real(job, tasks, folder, progress, after_three)
 
     monkeypatch.setattr("offrl_jax.benchmark.executors.run_job", impatient)
     folder = tmp_path / "results"
