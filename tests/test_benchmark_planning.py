@@ -285,6 +285,29 @@ def test_the_rest_of_a_begun_job_is_not_forgotten():
     assert untouched in again.jobs
 
 
+def test_another_suite_takes_the_place_of_what_older_sources_began():
+    """The same runs under another suite's name: nothing is planned twice."""
+    plan, begun = plan_missing(wanted(), None, [], unheard)
+    other = wanted(dataclasses.replace(SUITE, name="other"), source="s2")
+    again, to_run = plan_missing(other, plan, [], lambda line: None)
+    assert again.jobs == tuple(to_run)
+    assert not {job.run_id for job in to_run} & {job.run_id for job in begun}
+
+
+def test_finished_members_that_are_asked_for_later_join_those_of_their_run():
+    begun = plan_missing(wanted(), None, [], unheard)[1]
+    fewer = dataclasses.replace(SUITE, tasks=SUITE.tasks[:1], agents=("bc",))
+    done = [row_of(begun[0], m) for m in begun[0].members if m.seed == 0]
+    only_a = wanted(fewer, tasks=TASKS[:1], source="s2")
+    some, _ = plan_missing(only_a, None, done, unheard)
+    again, _ = plan_missing(wanted(source="s2"), some, done, lambda line: None)
+    ids = [job.run_id for job in again.jobs]
+    assert len(set(ids)) == len(ids)
+    kept = next(job for job in again.jobs if job.run_id == begun[0].run_id)
+    assert [m.task for m in kept.members] == ["local/a-v0", "local/b-v0"]
+    assert plan_missing(wanted(source="s2"), again, done, unheard)[0] == again
+
+
 def test_finished_members_of_a_job_that_is_taken_apart_stay_planned():
     plan, begun = plan_missing(wanted(), None, [], unheard)
     done = [row_of(begun[0], m) for m in begun[0].members if m.seed == 0]

@@ -367,27 +367,31 @@ def plan_missing(
         if row.step == row.updates_total and row.status != "failed":
             owners.setdefault(row_identity(row), []).append(row.run_id)
 
-    kept: list[Job] = []
+    kept: dict[str, Job] = {}
     begun: dict[str, Job] = {}
     called: dict[Any, Job] = {}
     for job in plan.jobs if plan else ():
         names = [member_identity(job, member) for member in job.members]
         if all(job.run_id in owners.get(name, ()) for name in names):
-            kept.append(job)
+            kept[job.run_id] = job
         else:
             begun |= dict.fromkeys(names, job)
             called |= {_called(job, member): job for member in job.members}
-    covered = {member_identity(job, m) for job in kept for m in job.members}
+    covered = {member_identity(job, m) for job in kept.values() for m in job.members}
     by_id = {job.run_id: job for job in begun.values()}
-    finished: dict[str, tuple[Job, list[Member]]] = {}
 
-    def finish(job: Job, member: Member) -> None:
-        """Keeps a member in the plan under the run that finished it."""
+    def keep(job: Job, member: Member) -> None:
+        """Leaves a finished member in the plan, under the run that finished it."""
         run_id = min(owners[member_identity(job, member)])
-        # Nobody knows the sources of rows that came without a plan.
-        unplanned = dataclasses.replace(job, run_id=run_id, source_hash="")
-        finished.setdefault(run_id, (by_id.get(run_id, unplanned), []))[1].append(
-            member
+        known = kept.get(run_id)
+        if known is None:
+            # Nobody knows the sources of rows that came without a plan.
+            unplanned = dataclasses.replace(job, run_id=run_id, source_hash="")
+            known = dataclasses.replace(by_id.get(run_id, unplanned), members=())
+        kept[run_id] = dataclasses.replace(
+            known,
+            members=(*known.members, member),
+            datasets={**known.datasets, member.task: job.datasets[member.task]},
         )
 
     to_run: list[Job] = []
@@ -408,18 +412,13 @@ def plan_missing(
                 if earlier not in to_run:
                     to_run.append(earlier)
             elif name in owners:
-                finish(job, member)
+                keep(job, member)
             else:
                 missing.append(member)
                 before = earlier or called.get(_called(job, member))
                 if before is not None and before.run_id not in told:
                     told.add(before.run_id)
-                    if before is not earlier:
-                        why = "was begun with other settings or data"
-                    elif before.source_hash == job.source_hash:
-                        why = "has more members than --max-parallel allows"
-                    else:
-                        why = "was begun before the package's sources changed"
+                    why = _why_anew(job, before, same=before is earlier)
                     say(f"{before.run_id} {why}; its unfinished runs start anew")
         if missing:
             new = dataclasses.replace(job, members=tuple(missing))
@@ -428,7 +427,9 @@ def plan_missing(
     to_run = in_rounds(to_run, seconds)
 
     # What other suites began in the same folder stays in the plan, for them to finish.
-    asked = {_called(job, member) for job in wanted for member in job.members}
+    pairs = [(job, member) for job in wanted for member in job.members]
+    asked = {_called(*pair) for pair in pairs}
+    wanted_now = {member_identity(*pair) for pair in pairs}
     planned = {job.run_id for job in to_run}
     waiting = []
     for job in by_id.values():
@@ -436,17 +437,23 @@ def plan_missing(
             continue
         rest: list[Member] = []
         for member in job.members:
-            if _called(job, member) in asked:
+            name = member_identity(job, member)
+            if name in wanted_now or _called(job, member) in asked:
                 continue
-            if member_identity(job, member) in owners:
-                finish(job, member)
+            if name in owners:
+                keep(job, member)
             else:
                 rest.append(member)
         whole = len(rest) == len(job.members)
         if rest:
             waiting.append(job if whole else with_members(job, rest))
-    kept += [
-        dataclasses.replace(job, members=tuple(members))
-        for job, members in finished.values()
-    ]
-    return Plan(schema=SCHEMA, jobs=(*kept, *waiting, *to_run)), to_run
+    return Plan(SCHEMA, (*kept.values(), *waiting, *to_run)), to_run
+
+
+def _why_anew(job: Job, before: Job, same: bool) -> str:
+    """Why runs of `job` are not continued in `before`; `same`: the same identity."""
+    if not same:
+        return "was begun with other settings or data"
+    if before.source_hash == job.source_hash:
+        return "has more members than --max-parallel allows"
+    return "was begun before the package's sources changed"
