@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import pendulum_episodes
+from tiny_runs import write_store
 
 from offrl_jax.benchmark import checkpoints as checkpoints_module
 from offrl_jax.benchmark import executors as executors_module
@@ -53,16 +53,7 @@ def few_points():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    made = Store(tmp_path_factory.mktemp("data"))
-    for number, name in enumerate(SUITE.tasks):
-        made.write(
-            name,
-            "train",
-            pendulum_episodes(number),
-            source={"kind": "own file", "file": "made by the test"},
-            info={"env_id": "classic/pendulum-v0"},
-        )
-    return made
+    return write_store(tmp_path_factory.mktemp("data"), SUITE.tasks)
 
 
 def run(store: Store, folder: Path, suite: Suite = SUITE, **options):

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_benchmark_jobs import SUITE, pendulum_episodes, run
+from test_benchmark_jobs import SUITE, run
 from test_benchmark_planning import loaded, wanted
+from tiny_runs import write_store
 
 from offrl_jax.agents.registry import get_entry, parse_label
 from offrl_jax.benchmark import memory as memory_module
@@ -250,16 +251,7 @@ class TestWhatThereIs:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    made = Store(tmp_path_factory.mktemp("data"))
-    for number, name in enumerate(SUITE.tasks):
-        made.write(
-            name,
-            "train",
-            pendulum_episodes(number),
-            source={"kind": "own file", "file": "made by the test"},
-            info={"env_id": "classic/pendulum-v0"},
-        )
-    return made
+    return write_store(tmp_path_factory.mktemp("data"), SUITE.tasks)
 
 
 def test_a_job_that_does_not_fit_is_cut_and_stays_cut(store, tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 from cli_runner import DATA, RESULTS, RUN, SETTINGS, SMALL, TINY, USAGE, files, offrl
-from test_benchmark_jobs import SUITE, devices_of, pendulum_episodes, run
+from test_benchmark_jobs import SUITE, devices_of, run
 from test_results_rows import make_row
+from tiny_runs import pendulum_episodes, write_store
 
 from offrl_jax.agents import bc, registry
 from offrl_jax.benchmark import jobs as jobs_module
@@ -53,15 +54,7 @@ def _an_agent_of_two_phases():
 def made(tmp_path_factory) -> tuple[Store, Path]:
     """Rows of every kind: two phases, a divergence, on-policy, datasets."""
     folder = tmp_path_factory.mktemp("made")
-    store = Store(folder / "data")
-    for number, name in enumerate(OFFLINE):
-        store.write(
-            name,
-            "train",
-            pendulum_episodes(number),
-            source={"kind": "own file", "file": "made by the test"},
-            info={"env_id": "classic/pendulum-v0"},
-        )
+    store = write_store(folder / "data", OFFLINE)
     small = {"hidden": [8, 8], "batch_size": 12}
     offline = dataclasses.replace(
         SUITE,

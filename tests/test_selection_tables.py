@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from test_benchmark_jobs import SUITE as TINY
-from test_benchmark_jobs import pendulum_episodes, run
+from test_benchmark_jobs import run
 from test_benchmark_selection import PROTOCOL, A, B, write
 from test_results_rows import make_row
+from tiny_runs import write_store
 
 from offrl_jax import leaderboard, results
 from offrl_jax.benchmark.rules import Selection
 from offrl_jax.benchmark.suites import Protocol
-from offrl_jax.datasets.store import Store
 from offrl_jax.errors import OffrlError
 
 
@@ -93,15 +93,7 @@ TUNING = dataclasses.replace(
 
 
 def test_from_tuning_to_a_table(tmp_path):
-    store = Store(tmp_path / "data")
-    for number, name in enumerate(TINY.tasks):
-        store.write(
-            name,
-            "train",
-            pendulum_episodes(number),
-            source={"kind": "own file", "file": "made by the test"},
-            info={"env_id": "classic/pendulum-v0"},
-        )
+    store = write_store(tmp_path / "data", TINY.tasks)
     test = dataclasses.replace(
         TUNING,
         name="tiny",

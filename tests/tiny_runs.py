@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -75,10 +75,10 @@ def pendulum_episodes(seed: int, episodes: int = 3) -> Episodes:
     return Episodes(obs, action, reward, next_obs, np.zeros_like(truncated), truncated)
 
 
-def write_store(folder: Path) -> Store:
-    """The data of the suite."""
+def write_store(folder: Path, names: Sequence[str] = SUITE.tasks) -> Store:
+    """Datasets of the pendulum, by default those of the suite, each its own."""
     store = Store(folder)
-    for number, name in enumerate(SUITE.tasks):
+    for number, name in enumerate(names):
         store.write(
             name,
             "train",
