@@ -241,20 +241,24 @@ def test_the_script_finds_what_is_missing_twice_or_different(bench, tmp_path, ki
 def test_the_script_knows_who_works_and_since_when(tmp_path, kill):
     me = os.getpid()
     assert kill.holders(tmp_path) == {}
-    assert kill.lost_work(tmp_path, {}, time.time()) == (0.0, True)
+    assert kill.lost_work(tmp_path, [], time.time()) == (0.0, True)
     with try_lock(lock_path(tmp_path, "job")):
         assert kill.holders(tmp_path) == {me: "job"}
     began = kill.began_at(me)
     assert 0 < time.time() - began < 86_400
-    lost, starting = kill.lost_work(tmp_path, {me: "job"}, began + 7)
-    assert lost == pytest.approx(7, abs=0.1) and starting
+    taken = {}
+    for job, now in (("job", began + 5), ("job", began + 6), ("next", began + 9)):
+        kill.note_taken(taken, {me: job}, now)
+        since = began if job == "job" else began + 9
+        assert taken == {me: (job, pytest.approx(since, abs=0.1))}
+    kill.note_taken(taken, {me: "next", 2**22 + 1: "gone"}, began + 10)
+    assert set(taken) == {me}
 
 
 def test_the_script_counts_what_the_checkpoints_of_that_job_miss(
     tmp_path, kill, monkeypatch
 ):
-    """Process 1 began at 100, process 2 at 200; job `b` goes on in halves."""
-    monkeypatch.setattr(kill, "began_at", {1: 100.0, 2: 200.0}.__getitem__)
+    """Process 1 took its job at 100, process 2 at 200; job `b` goes on in halves."""
 
     def save(name, time):
         path = tmp_path / "checkpoints" / name
@@ -263,7 +267,9 @@ def test_the_script_counts_what_the_checkpoints_of_that_job_miss(
         return path
 
     def lost(**jobs):
-        return kill.lost_work(tmp_path, {int(k[1:]): v for k, v in jobs.items()}, 300)
+        since = {"_1": 100.0, "_2": 200.0}
+        dying = [kill.Taken(name, since[who]) for who, name in jobs.items()]
+        return kill.lost_work(tmp_path, dying, 300)
 
     assert lost(_1="a") == (200.0, True)
     save("a/1", 250.0)

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -69,10 +69,11 @@ class Kill:
       victim: `command` or `worker`.
       points: metrics recorded until then.
       lost_s: seconds of work that no checkpoint held: since the job's newest one, or
-        since the process began that worked on it, whichever came last; of several jobs
-        that die at once the longest; 0 where none was worked on.
-      starting: whether the process of that job had saved nothing yet, so that its start
-        and its compilation are part of the loss.
+        since the process took the job (the first one of a process: since it was
+        started), whichever came last; of several jobs that die at once the longest; 0
+        where none was worked on.
+      starting: whether the process had saved nothing of that job yet, so that its
+        compilation, and of a first job the process' start, are part of the loss.
     """
 
     victim: str
@@ -159,13 +160,30 @@ def saved_at(folder: Path, run_id: str) -> float:
     return max(found)
 
 
-def lost_work(folder: Path, jobs: Mapping[int, str], now: float) -> tuple[float, bool]:
-    """`lost_s` and `starting` if at `now` the `holders` of `jobs` are killed."""
-    lost = []
+class Taken(NamedTuple):
+    """The job that a process has, and since when: of its first one, since its start."""
+
+    run_id: str
+    since: float
+
+
+def note_taken(taken: dict[int, Taken], jobs: Mapping[int, str], now: float) -> None:
+    """Brings `taken` up to date with `holders`, called again and again."""
     for pid, run_id in jobs.items():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            began, saved = began_at(pid), saved_at(folder, run_id)
-            lost.append((now - max(began, saved), began > saved))
+        before = taken.get(pid)
+        if before is None:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                taken[pid] = Taken(run_id, began_at(pid))
+        elif before.run_id != run_id:
+            taken[pid] = Taken(run_id, now)
+
+
+def lost_work(folder: Path, dying: Sequence[Taken], now: float) -> tuple[float, bool]:
+    """`lost_s` and `starting` if at `now` the processes of these jobs are killed."""
+    lost = []
+    for run_id, since in dying:
+        saved = saved_at(folder, run_id)
+        lost.append((now - max(since, saved), since > saved))
     return max(lost, default=(0.0, True))
 
 
@@ -179,6 +197,7 @@ def run_and_kill(settings: Settings, folder: Path, total: int) -> list[Kill]:
         int(moments.uniform(0.0, 0.95) * total) for _ in range(settings.kills)
     )
     kills: list[Kill] = []
+    taken: dict[int, Taken] = {}
     process = begin(settings, folder, settings.executor)
     for number, goal in enumerate(goals):
         at_worker = settings.executor == "ray" and number % 2 == 0
@@ -192,6 +211,7 @@ def run_and_kill(settings: Settings, folder: Path, total: int) -> list[Kill]:
             if due is None and points >= goal:
                 due = now + moments.uniform(0.0, JITTER_SECONDS)
             jobs = holders(folder)
+            note_taken(taken, jobs, time.time())
             pids = list(jobs) if at_worker else [process.pid]
             is_over = points == total and not pids
             if is_over or (
@@ -203,8 +223,9 @@ def run_and_kill(settings: Settings, folder: Path, total: int) -> list[Kill]:
             break
         pid = moments.choice(pids)
         # With the command die its workers.
-        dying = {pid: jobs[pid]} if at_worker else jobs
-        lost = lost_work(folder, dying, time.time())
+        dying = [pid] if at_worker else jobs
+        known = [taken[one] for one in dying if one in taken]
+        lost = lost_work(folder, known, time.time())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             kills.append(Kill("worker" if at_worker else "command", points, *lost))
