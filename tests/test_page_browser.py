@@ -19,7 +19,7 @@ from offrl_jax.leaderboard import text
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
-from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+from selenium.common.exceptions import WebDriverException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
@@ -105,14 +105,21 @@ def every(within: webdriver.Chrome | WebElement, selector: str) -> list[WebEleme
 
 
 def shown(within: webdriver.Chrome | WebElement, selector: str) -> list[str]:
-    return [e.text for e in every(within, selector) if e.is_displayed()]
+    # One script, so that a page that reloads is read before or after, never between.
+    driver = within if isinstance(within, webdriver.Chrome) else within.parent
+    root = None if driver is within else within
+    return driver.execute_script(
+        """return [...(arguments[0] ?? document).querySelectorAll(arguments[1])]
+        .filter(e => e.checkVisibility({visibilityProperty: true}))
+        .map(e => e.innerText.trim())""",
+        root,
+        selector,
+    )
 
 
 def until(driver: webdriver.Chrome, condition: Callable[[], object]) -> None:
-    # A page that reloads takes its elements away.
-    WebDriverWait(driver, 60, 0.1, [StaleElementReferenceException]).until(
-        lambda _: condition()
-    )
+    # A page that reloads takes its elements away; the driver has many words for it.
+    WebDriverWait(driver, 60, 0.1, [WebDriverException]).until(lambda _: condition())
 
 
 def section_of(driver: webdriver.Chrome, family: str) -> WebElement:
@@ -357,8 +364,8 @@ def test_it_follows_a_benchmark(browser: webdriver.Chrome, tmp_path: Path) -> No
         browser.execute_async_script("setTimeout(arguments[0], 500)")
         fill(folder, make_rows("rebrac", even(70.0)))
         until(browser, lambda: "rebrac" in shown(browser, ".ranking tbody th"))
-        assert one(browser, "#task").get_attribute("value") == "maze"
-        assert len(shown(browser, ".tasks tbody th")) == 1
+        until(browser, lambda: one(browser, "#task").get_attribute("value") == "maze")
+        until(browser, lambda: len(shown(browser, ".tasks tbody th")) == 1)
         serving.shutdown()
     browser.execute_script("sessionStorage.clear()")
 
