@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -382,3 +383,22 @@ def test_ctrl_c_while_a_cluster_starts_is_no_error_of_ray(tmp_path, monkeypatch)
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(KeyboardInterrupt), cluster(Store(tmp_path), "auto"):
         pass
+
+
+def test_sigterm_stays_the_commands_own(tmp_path, monkeypatch):
+    """Ray takes it when a driver connects."""
+
+    def init(**_options):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert before != signal.SIG_IGN
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_executor, "RayExecutor", lambda *_args: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    try:
+        with cluster(Store(tmp_path)):
+            assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)

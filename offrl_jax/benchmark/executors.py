@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from offrl_jax.benchmark.jobs import JobFailed, Stopped, run_job
 from offrl_jax.benchmark.overview import Machine, this_machine
 from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.recording import has_all_rows
 from offrl_jax.catalogue import LoadedTask
 from offrl_jax.results import Job, RowFile, lock_path, row_path, try_lock
 
@@ -135,9 +136,4 @@ class LocalExecutor:
 def is_finished(job: Job, folder: Path, say: Callable[[str], None]) -> bool:
     """Whether every row of a job is there; the caller holds the job's lock."""
     with RowFile(row_path(folder, job.run_id), say) as rows:
-        good = rows.row_ids.keys() - rows.failed
-    return all(
-        (job.run_id, member.task, member.setting, member.seed, step) in good
-        for member in job.members
-        for step in job.eval_steps
-    )
+        return has_all_rows(job, rows)

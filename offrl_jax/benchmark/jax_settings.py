@@ -20,8 +20,8 @@ def configure_jax(*, only_cpu: bool = False) -> None:
 
     With `only_cpu` this process leaves accelerators to others, its children included.
     Must be called before JAX touches a device; without effect on the number of devices
-    afterwards.  On CPU, members spread over one virtual device per core train about 1.5
-    times as fast as on a single one.
+    afterwards.  On CPU, members spread over one virtual device per core train 1.4 to 2
+    times as fast as on a single one (benchmarks/speed/README.md).
     """
     if only_cpu:
         # Not by JAX_PLATFORMS, which children would inherit.

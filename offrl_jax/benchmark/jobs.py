@@ -28,6 +28,7 @@ from offrl_jax.benchmark.parts import (
 from offrl_jax.benchmark.preparation import prepare
 from offrl_jax.benchmark.progress import Reporter
 from offrl_jax.benchmark.recording import (
+    has_all_rows,
     record_point,
     recording_steps,
     row_of,
@@ -145,7 +146,7 @@ def _run_parts(
     while position < len(parts):
         part = parts[position]
         own = part_of(job, part)
-        if len(parts) > 1 and _has_all_rows(own, files.rows):
+        if len(parts) > 1 and has_all_rows(own, files.rows):
             position += 1
             continue
         try:
@@ -177,15 +178,6 @@ def _run_parts(
     if len(parts) > 1 and not failed and template is not None:
         join(path, job, parts, template, progress.say)
     return failed
-
-
-def _has_all_rows(job: Job, rows: RowFile) -> bool:
-    """Whether every member has its last row, and none of them failed."""
-    there = rows.row_ids.keys() - rows.failed
-    return all(
-        (job.run_id, m.task, m.setting, m.seed, job.updates_total) in there
-        for m in job.members
-    )
 
 
 def _reason(error: BaseException) -> str:
@@ -384,8 +376,8 @@ class _Run:
         # Rows that a killed process wrote stay: they may come from another split.
         open_members = {
             index
-            for index, m in enumerate(job.members)
-            if (job.run_id, m.task, m.setting, m.seed, step) not in there
+            for index, member in enumerate(job.members)
+            if job.row_key(member, step) not in there
         }
         if not open_members:
             return

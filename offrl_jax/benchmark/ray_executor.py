@@ -14,7 +14,9 @@ import dataclasses
 import logging
 import os
 import platform
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections import Counter
@@ -102,6 +104,7 @@ def cluster(
         if hasattr(os, "sched_getaffinity")
         else None,
     }
+    before = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             # JAX warns of forks.  Ray's processes call nothing before they become
@@ -117,6 +120,9 @@ def cluster(
             )
     except Exception as error:  # Ray raises many kinds, and plain ones too
         raise _unreachable(address, str(error)) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray takes the signal for itself, and would exit with another code.
+        signal.signal(signal.SIGTERM, before)
     try:
         yield RayExecutor(store, wait, cpus)
     finally:

@@ -103,11 +103,21 @@ def row_of(job: Job, index: int, **outcome: Any) -> Row:
     )
 
 
+def has_all_rows(job: Job, rows: RowFile) -> bool:
+    """Whether every member has a row of every evaluation, and none of them failed."""
+    there = rows.row_ids.keys() - rows.failed
+    return all(
+        job.row_key(member, step) in there
+        for member in job.members
+        for step in job.eval_steps
+    )
+
+
 def write_failure(job: Job, rows: RowFile, reason: str) -> None:
     """Rows that say why a job's runs have no result; a later attempt replaces them."""
     for index, member in enumerate(job.members):
         step = job.updates_total
-        if (job.run_id, member.task, member.setting, member.seed, step) in rows.row_ids:
+        if job.row_key(member, step) in rows.row_ids:
             continue
         rows.append(
             row_of(

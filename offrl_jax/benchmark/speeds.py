@@ -69,7 +69,8 @@ def of_rows(rows: Iterable[Row], env_of: Mapping[str, str]) -> list[Speed]:
         last = max(group, key=lambda row: row.step)
         if last.step < last.updates_total:
             continue
-        # Rows of one evaluation share its duration, that of all members together.
+        # Rows of one evaluation in one environment share its duration, that of all
+        # members there together.
         evaluations = {(row.step, env_of[row.task]): row for row in group}.values()
         seconds = sum(row.eval_s or 0.0 for row in evaluations)
         episodes = sum(len(row.returns) for row in group)

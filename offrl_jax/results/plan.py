@@ -12,7 +12,7 @@ from typing import Any
 from offrl_jax.errors import ResultsError
 from offrl_jax.results.folder import files_below, plan_path
 from offrl_jax.results.lines import sync_folder
-from offrl_jax.results.rows import SCHEMA
+from offrl_jax.results.rows import SCHEMA, RowKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Job:
     split: Mapping[str, Any]
     source_hash: str
     datasets: Mapping[str, Mapping[str, str | None]]
+
+    def row_key(self, member: Member, step: int) -> RowKey:
+        """Where a member's row of an evaluation at `step` belongs."""
+        return RowKey(self.run_id, member.task, member.setting, member.seed, step)
 
     def __post_init__(self) -> None:
         steps = self.eval_steps
