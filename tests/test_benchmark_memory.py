@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+import scripts
 from test_benchmark_jobs import SUITE, run
 from test_benchmark_planning import loaded, wanted
 from tiny_runs import write_store
@@ -29,14 +30,14 @@ from offrl_jax.benchmark.memory import (
 )
 from offrl_jax.benchmark.overview import Limits
 from offrl_jax.benchmark.planning import Split, config_from_plain
-from offrl_jax.benchmark.preparation import source_of
 from offrl_jax.catalogue import LoadedTask
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import UsageError
-from offrl_jax.population import make_mesh, make_population, place
 from offrl_jax.results import Job, read_plan
-from offrl_jax.sources import stack_tasks
-from offrl_jax.types import Spec, Transitions
+from offrl_jax.sources import dataset_sampler
+from offrl_jax.types import Spec
+
+script = scripts.load("speed/memory")
 
 MB = 1_000_000
 F = 4  # bytes of a float32
@@ -109,34 +110,6 @@ def a_job(agent: str, hidden: list[int], batch_size: int) -> tuple[Job, LoadedTa
     return job, task
 
 
-def allocated_per_member(job: Job, task: LoadedTask) -> float:
-    """Bytes that two members more cost the compiled program on a single device."""
-    entry = get_entry(parse_label(job.agent)[0])
-    agent = entry.make(config_from_plain(entry.config, job.config), task.spec)
-    zeros: Any = np.zeros(7, np.float32)
-    wide: Any = np.zeros((7, 5), np.float32)
-    two: Any = np.zeros((7, 2), np.float32)
-    table = stack_tasks([Transitions(wide, two, zeros, zeros, wide, two, zeros)])
-
-    def total(members: int) -> int:
-        mesh = make_mesh(jax.local_devices()[:1])
-        population = make_population(agent, source_of(agent, [task]), members, mesh)
-        hyper = jax.tree.map(lambda x: np.full(members, x, np.float32), entry.hyper())
-        args = place(population, table, np.zeros(members, np.int32), hyper)
-        state = population.init(np.arange(members), hyper)
-        (record,), (no_sums,) = population.record, population.no_sums
-        sums = no_sums(state, *args)
-        stride = agent.phases[0].stride
-        compiled = jax.jit(
-            lambda *given: record(*given, 1000 * stride), donate_argnums=0
-        )
-        found = compiled.lower(state, sums, *args).compile().memory_analysis()
-        assert found is not None
-        return found.temp_size_in_bytes + found.argument_size_in_bytes
-
-    return (total(4) - total(2)) / 2
-
-
 @pytest.mark.parametrize(
     ("agent", "hidden", "batch_size"),
     [("bc", [200, 50], 16), ("td3_bc", [64], 64)],
@@ -144,8 +117,30 @@ def allocated_per_member(job: Job, task: LoadedTask) -> float:
 def test_estimates_cover_what_the_compiler_allocates(agent, hidden, batch_size):
     job, task = a_job(agent, hidden, batch_size)
     need = estimate(job, {task.task.id: task})
-    allocated = allocated_per_member(job, task)
+    entry = get_entry(parse_label(job.agent)[0])
+    made = entry.make(config_from_plain(entry.config, job.config), SPEC)
+    allocated = script.allocated_per_member(
+        made, dataset_sampler(), entry.hyper(), SPEC
+    )
     assert 1.0 <= need.member / allocated < 3.0
+
+
+@pytest.mark.parametrize("agent", ["ifql", "ppo"])  # two phases; rollouts
+def test_every_kind_of_agent_is_measured(agent):
+    found = script.measure(get_entry(agent), 16, script.Settings())
+    assert found.hidden.startswith("16x16")
+    assert 0.5 < found.over_trace < 4
+    assert found.state < found.allocated
+
+
+def test_a_process_is_measured_at_its_largest():
+    def peak(size: int) -> int:
+        code = f"held = bytearray({size}); del held"
+        return script.peak_resident([sys.executable, "-c", code])
+
+    assert 190 * MB < peak(200 * MB) - peak(0) < 210 * MB
+    with pytest.raises(SystemExit, match="exit status"):
+        script.peak_resident([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_estimates_grow_with_what_needs_memory():

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import scripts
 from test_results_metrics import make_point
 from test_results_rows import make_row
 
 from offrl_jax import results
 from offrl_jax.errors import UsageError
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "tables.py"
+SCRIPT = scripts.BENCHMARKS / "tables.py"
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_tables", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-tables = _load()
+tables = scripts.load("tables")
 TASK = "classic/pendulum-mixed-v0"
 
 

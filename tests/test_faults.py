@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.util
 import io
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import scripts
 import tiny_runs
 from tiny_runs import BUSY, DONE, JOBS, MEMBERS, RESULTS, STOPPED, contents, points
 
@@ -206,13 +205,7 @@ def test_a_file_system_without_locks_is_told_in_one_line(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def kill():
-    path = Path(__file__).parents[1] / "benchmarks" / "faults" / "kill.py"
-    spec = importlib.util.spec_from_file_location("faults_kill", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("faults/kill")
 
 
 ROWS = JOBS * MEMBERS * 3 + 2

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
 
 from offrl_jax import decorator, flows
 from offrl_jax.errors import UsageError
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "fidec" / "geometry.py"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fidec_geometry", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-geometry = _load()
+geometry = scripts.load("fidec/geometry")
 
 MEAN = np.array([0.2, -0.1])
 COVARIANCE = np.array([[0.09, 0.03], [0.03, 0.02]])

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+import scripts
 
 from offrl_jax.errors import UsageError
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "misa" / "bounds.py"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("misa_bounds", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-bounds = _load()
+bounds = scripts.load("misa/bounds")
 
 
 def _ba(rho):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import scripts
 from test_results_rows import make_row
 
 from offrl_jax import results
@@ -16,20 +14,10 @@ from offrl_jax.benchmark import planning
 from offrl_jax.benchmark.suites import Suite, load_suite
 from offrl_jax.errors import UsageError
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks/onpolicy/choose.py"
 TASKS = ("online/CartPole-v1", "online/Acrobot-v1")
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("onpolicy_choose", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-choose = _load()
+choose = scripts.load("onpolicy/choose")
 
 
 def run(setting: str, task: int, seed: int, score: float | None, **changes):

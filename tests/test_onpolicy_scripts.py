@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
 
 from offrl_jax.errors import UsageError
 from offrl_jax.types import Spec
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ROOT / "benchmarks"
+DOCS = scripts.BENCHMARKS.parent / "docs"
 
 
-def _load(folder: str, name: str) -> ModuleType:
-    path = BENCHMARKS / folder / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-cost = _load("onpolicy", "cost")
-spirals = _load("onpolicy", "spirals")
-traced = _load("speed", "updates")
+cost = scripts.load("onpolicy/cost")
+spirals = scripts.load("onpolicy/spirals")
+traced = scripts.load("speed/updates")
 SPEC = Spec(17, 6, 1)
 # The time goes into compiling, not into running.
 COMPILER = {"xla_backend_optimization_level": 0}
@@ -188,7 +175,7 @@ TINY = spirals.Settings(rates=(0.1, 1.0), seeds=2, steps=3, batch=4)
 
 
 def test_spirals_are_those_of_the_page():
-    page = (ROOT / "docs" / "fisher.md").read_text("utf-8")
+    page = (DOCS / "fisher.md").read_text("utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict = {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
@@ -199,7 +186,7 @@ def test_spirals_are_those_of_the_page():
 
 
 def test_rows_of_the_page_are_the_optimisers():
-    page = (ROOT / "docs" / "fisher.md").read_text("utf-8")
+    page = (DOCS / "fisher.md").read_text("utf-8")
     shown = re.findall(r"^\| optimiser \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
     head, *rows = cells(shown[0].strip())
     assert head == ["optimiser", "best rate", "loss", "removed"]
@@ -270,7 +257,7 @@ def test_spirals_print_both_tables(capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_mistake_is_one_line():
-    command = [sys.executable, str(BENCHMARKS / "onpolicy" / "spirals.py")]
+    command = [sys.executable, str(scripts.BENCHMARKS / "onpolicy" / "spirals.py")]
     done = subprocess.run(
         [*command, "--seeds", "0"], capture_output=True, text=True, timeout=120
     )

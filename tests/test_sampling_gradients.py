@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +11,12 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+import scripts
 
 from offrl_jax import distributions, sampling
 from offrl_jax.errors import UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "benchmarks" / "misa" / "gradient_error.py"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("misa_gradient_error", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _load()
+script = scripts.load("misa/gradient_error")
 
 # The problems: policies whose mass reaches the bounds, and a Q with several bumps.
 MEAN = np.array([0.4, -0.7])

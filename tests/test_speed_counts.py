@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
 
 from offrl_jax.agents.entry import resolve
 from offrl_jax.agents.registry import REGISTRY, parse_label
 from offrl_jax.types import Spec
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "speed" / "updates.py"
 SPEC = Spec(obs_dim=11, action_dim=3, horizon=1000)
 BATCH, WIDTH = 32, 64
 
-_module = importlib.util.spec_from_file_location("speed_updates_counts", SCRIPT)
-assert _module is not None and _module.loader is not None
-updates: Any = importlib.util.module_from_spec(_module)
-sys.modules[_module.name] = updates  # Dataclasses look their module up.
-_module.loader.exec_module(updates)
+updates = scripts.load("speed/updates")
 
 
 def _settings(label: str, **overrides: Any) -> tuple[Any, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
+import scripts
 from rich.console import Console
 
 from offrl_jax.agents.registry import REGISTRY
@@ -20,24 +19,13 @@ from offrl_jax.leaderboard import build as build_leaderboard
 from offrl_jax.population import make_mesh
 from offrl_jax.types import Spec
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "speed"
+FOLDER = scripts.BENCHMARKS / "speed"
 SPEC = Spec(obs_dim=11, action_dim=3, horizon=1000)
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f"speed_{name}", FOLDER / f"{name}.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-updates = _load("updates")
-startup = _load("startup")
-leaderboards = _load("leaderboard")
+updates = scripts.load("speed/updates")
+startup = scripts.load("speed/startup")
+leaderboards = scripts.load("speed/leaderboard")
 
 
 def test_synthetic_transitions_are_whole_episodes() -> None:

@@ -28,11 +28,17 @@ from offrl_jax.benchmark.preparation import source_of
 from offrl_jax.benchmark.splitting import fewest_devices
 from offrl_jax.catalogue import LoadedTask
 from offrl_jax.errors import UsageError
-from offrl_jax.population import Sums, init_member, one_call, train_member
+from offrl_jax.population import (
+    PopulationState,
+    Sums,
+    init_member,
+    one_call,
+    train_member,
+)
 from offrl_jax.results import Job
 from offrl_jax.results.rows import strict_json
-from offrl_jax.sources import DataView
-from offrl_jax.types import Agent, Transitions
+from offrl_jax.sources import DataView, Source
+from offrl_jax.types import Agent, Hyper, Spec, Transitions
 
 TEMPORARIES = 2.0
 """Allocated temporaries over those of the trace, at most: docs/large_runs.md."""
@@ -120,10 +126,38 @@ def estimate(job: Job, tasks: Mapping[str, LoadedTask]) -> Need:
     spec = loaded[0].spec
     agent = entry.make(config_from_plain(entry.config, job.config), spec)
     source = source_of(agent, loaded)
-    number, count = _shape(), _shape(dtype=jnp.int32)
     hyper = entry.hyper(
-        **{field.name: number for field in dataclasses.fields(entry.hyper)}
+        **{field.name: _shape() for field in dataclasses.fields(entry.hyper)}
     )
+    state, own, temporaries = trace_training(agent, source, hyper, spec)
+    episodes = max(job.protocol["episodes"], job.protocol["curve_episodes"])
+    acting = peak_bytes(_acting(agent, state, hyper, spec.obs_dim, episodes).jaxpr)
+    simulated = not all(envs.is_pure(str(one.task.env_id)) for one in loaded)
+    member = max(
+        own + round(TEMPORARIES * temporaries),
+        # Members of one of several environments are copied to be evaluated.
+        2 * own + round(TEMPORARIES * acting),
+    )
+    simulators = episodes * _SIMULATOR if simulated else 0
+    return Need(table_bytes(loaded), member, _HOST_STATES * own + simulators)
+
+
+def trace_training(
+    agent: Agent, source: Source, hyper: Hyper, spec: Spec
+) -> tuple[PopulationState, int, int]:
+    """One member's training, followed with shapes alone.
+
+    Args:
+      agent: pure functions.
+      source: of its batches.
+      hyper: leaves are shapes.
+      spec: of its tasks.
+
+    Returns:
+      The member's state, as shapes; bytes of state, settings and sums of metrics; the
+      most bytes of intermediate results that live at one time in any phase.
+    """
+    count = _shape(dtype=jnp.int32)
     state = jax.eval_shape(
         partial(init_member, agent, source), _shape(dtype=jnp.uint32), hyper
     )
@@ -142,16 +176,7 @@ def estimate(job: Job, tasks: Mapping[str, LoadedTask]) -> Need:
             state, sums, view, hyper, count
         )
         temporaries = max(temporaries, peak_bytes(traced.jaxpr))
-    episodes = max(job.protocol["episodes"], job.protocol["curve_episodes"])
-    acting = peak_bytes(_acting(agent, state, hyper, spec.obs_dim, episodes).jaxpr)
-    simulated = not all(envs.is_pure(str(one.task.env_id)) for one in loaded)
-    member = max(
-        own + round(TEMPORARIES * temporaries),
-        # Members of one of several environments are copied to be evaluated.
-        2 * own + round(TEMPORARIES * acting),
-    )
-    simulators = episodes * _SIMULATOR if simulated else 0
-    return Need(table_bytes(loaded), member, _HOST_STATES * own + simulators)
+    return state, own, temporaries
 
 
 def _shape(*lengths: int, dtype: Any = jnp.float32) -> Any:
