@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import scripts
 from test_benchmark_jobs import SUITE, run
@@ -27,15 +28,17 @@ from offrl_jax.benchmark.memory import (
     most_members,
     needed,
     peak_bytes,
+    trace_training,
 )
 from offrl_jax.benchmark.overview import Limits
 from offrl_jax.benchmark.planning import Split, config_from_plain
 from offrl_jax.catalogue import LoadedTask
 from offrl_jax.datasets.store import Store
 from offrl_jax.errors import UsageError
+from offrl_jax.population import make_mesh, make_population, place
 from offrl_jax.results import Job, read_plan
-from offrl_jax.sources import dataset_sampler
-from offrl_jax.types import Spec
+from offrl_jax.sources import dataset_sampler, stack_tasks
+from offrl_jax.types import Agent, Spec, Transitions
 
 script = scripts.load("speed/memory")
 
@@ -125,12 +128,43 @@ def test_estimates_cover_what_the_compiler_allocates(agent, hidden, batch_size):
     assert 1.0 <= need.member / allocated < 3.0
 
 
-@pytest.mark.parametrize("agent", ["ifql", "ppo"])  # two phases; rollouts
+@pytest.mark.parametrize("agent", ["brac", "ppo"])  # two phases; rollouts
 def test_every_kind_of_agent_is_measured(agent):
     found = script.measure(get_entry(agent), 16, script.Settings())
     assert found.hidden.startswith("16x16")
     assert 0.5 < found.over_trace < 4
     assert found.state < found.allocated
+
+
+def traced(name: str, reverse: bool = False) -> tuple[Any, Agent, int, int]:
+    """Settings and agent of 16 units, its own bytes and those of its trace."""
+    entry = get_entry(name)
+    agent = entry.make(entry.config(hidden=(16, 16)), SPEC)
+    if reverse:
+        agent = agent._replace(phases=agent.phases[::-1])
+    hyper = entry.hyper()
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), hyper)
+    _, own, most = trace_training(agent, dataset_sampler(), shapes, SPEC)
+    return hyper, agent, own, most
+
+
+def test_a_state_is_what_a_population_holds_per_member():
+    hyper, agent, own, _ = traced("td3_bc")
+    mesh = make_mesh(jax.local_devices()[:1])
+    population = make_population(agent, dataset_sampler(), 3, mesh)
+    each = jax.tree.map(lambda x: np.full(3, x, np.float32), hyper)
+    zeros: Any = np.zeros(7, np.float32)
+    obs: Any = np.zeros((7, SPEC.obs_dim), np.float32)
+    action: Any = np.zeros((7, SPEC.action_dim), np.float32)
+    table = stack_tasks([Transitions(obs, action, zeros, zeros, obs, action, zeros)])
+    args = place(population, table, np.zeros(3, np.int32), each)
+    state = population.init(np.arange(3), each)
+    held = (state, each, population.no_sums[0](state, *args))
+    assert own == sum(leaf.nbytes for leaf in jax.tree.leaves(held)) / 3
+
+
+def test_the_hungriest_phase_counts():
+    assert traced("brac")[3] == traced("brac", reverse=True)[3]
 
 
 def test_a_process_is_measured_at_its_largest():

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_runs
+from test_benchmark_planning import row_of, wanted
 from tiny_runs import contents, pendulum_episodes, points
 
 from offrl_jax.benchmark import jobs as jobs_module
@@ -22,9 +23,10 @@ from offrl_jax.benchmark import provenance
 from offrl_jax.benchmark.checkpoints import Checkpoints
 from offrl_jax.benchmark.overview import Limits
 from offrl_jax.benchmark.progress import Progress
+from offrl_jax.benchmark.recording import has_all_rows
 from offrl_jax.benchmark.runner import run_suite
 from offrl_jax.datasets.store import Store
-from offrl_jax.results import BEHAVIOUR, Row, read_plan, read_rows
+from offrl_jax.results import BEHAVIOUR, Row, RowFile, read_plan, read_rows
 
 SUITE = dataclasses.replace(
     tiny_runs.SUITE,
@@ -233,6 +235,27 @@ def test_rows_of_one_environment_do_not_wait_for_those_of_another(
     )
     assert first != env_of[there] and second == env_of[there]
     assert len(trained(tmp_path / "results")) == 2 * 2 * 3
+
+
+def test_a_job_has_all_rows_when_every_evaluation_of_every_member_has_one(tmp_path):
+    job = wanted()[0]
+    assert len(job.eval_steps) > 1 and len(job.members) > 1
+    places = [(at, step) for at in range(len(job.members)) for step in job.eval_steps]
+
+    def has_all(name: str, written: list[tuple[int, int]], status: str = "ok") -> bool:
+        with RowFile(tmp_path / name, print) as rows:
+            for at, step in written:
+                last = (at, step) == places[-1]
+                outcome = status if last else "ok"
+                rows.append(row_of(job, job.members[at], step, status=outcome))
+            return has_all_rows(job, rows)
+
+    assert has_all("whole", places)
+    assert not has_all("none", [])
+    for lost in range(len(places)):
+        assert not has_all(f"lost{lost}", places[:lost] + places[lost + 1 :])
+    assert has_all("diverged", places, "diverged")
+    assert not has_all("failed", places, "failed")
 
 
 def test_a_cpu_has_one_device_per_core():

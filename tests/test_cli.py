@@ -408,12 +408,14 @@ class TestProcess:
 
 
 def test_sigterm_ends_any_command_as_ctrl_c_does(monkeypatch, capsys):
-    before = signal.getsignal(signal.SIGTERM)
-
     def terminated(self):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(cli_commands.Doctor, "run", terminated)
-    assert offrl("doctor") == 130
-    assert capsys.readouterr().err == "offrl: stopped\n"
-    assert signal.getsignal(signal.SIGTERM) == before
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert offrl("doctor") == 130
+        assert capsys.readouterr().err == "offrl: stopped\n"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -27,6 +27,18 @@ def test_the_first_that_asked_for_a_run(tmp_path: Path) -> None:
     assert set(found) == {"one", "two", "three"}
 
 
+def test_the_first_counts_in_a_file_of_two(tmp_path: Path) -> None:
+    """As of two folders put together."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        note(tmp_path / name, f"offrl benchmark {name}", "one", name)
+    parts = [(tmp_path / name / "commands.jsonl").read_text() for name in ("a", "b")]
+    (tmp_path / "commands.jsonl").write_text("".join(parts))
+    found = read_commands(tmp_path)
+    assert found["one"] == found["a"] == ("offrl", "benchmark", "a")
+    assert found["b"] == ("offrl", "benchmark", "b")
+
+
 def test_nothing_asked_leaves_no_file(tmp_path: Path) -> None:
     note_command(tmp_path, (), None, ["one"], lambda line: None)
     assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ import pytest
 
 from offrl_jax import results
 from offrl_jax.errors import ResultsError
+from offrl_jax.results.folder import files_below
 
 
 def make_row(**changes: Any) -> results.Row:
@@ -307,6 +308,14 @@ class TestReadRows:
         assert results.read_plans(tmp_path) is None
         assert "gone" in seen
         assert not {"checkpoints", "run-a", "tmp-3", "locks"} & set(seen)
+
+    def test_files_come_by_path(self, tmp_path: Path) -> None:
+        """A file of the folder itself may come after those of a folder in it."""
+        made = [tmp_path / name for name in ("b/z", "c", "b/y", "a/x")]
+        for path in made:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        assert files_below(tmp_path) == sorted(made)
 
     def test_order_is_independent_of_files(self, tmp_path: Path) -> None:
         first, second = self.record(), self.record(seed=1)
