@@ -3,8 +3,8 @@
 The program of one member is traced with shapes alone, and its intermediate results are
 followed from where they are made to where they are last used: the largest sum of what
 lives at one time, times `TEMPORARIES`, stands for what the compiler will allocate.  A
-multiple of the state would not do: the temporaries are 2 states in behaviour cloning
-and 190 in MISA with small networks, since they go with batch and samples.
+multiple of the state would not do: the temporaries are 3 states in behaviour cloning
+and 250 in MISA with small networks, since they go with batch and samples.
 """
 
 from __future__ import annotations
