@@ -128,8 +128,8 @@ def test_estimates_cover_what_the_compiler_allocates(agent, hidden, batch_size):
     assert 1.0 <= need.member / allocated < 3.0
 
 
-@pytest.mark.parametrize("agent", ["brac", "ppo"])  # two phases; rollouts
-def test_every_kind_of_agent_is_measured(agent):
+@pytest.mark.parametrize("agent", ["brac", "rank1_ac"])  # two phases; rollouts
+def test_every_kind_of_agent_is_measured(agent, little_optimised):
     found = script.measure(get_entry(agent), 16, script.Settings())
     assert found.hidden.startswith("16x16")
     assert 0.5 < found.over_trace < 4
