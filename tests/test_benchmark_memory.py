@@ -38,7 +38,7 @@ from offrl_jax.errors import UsageError
 from offrl_jax.population import make_mesh, make_population, place
 from offrl_jax.results import Job, read_plan
 from offrl_jax.sources import dataset_sampler, stack_tasks
-from offrl_jax.types import Agent, Spec, Transitions
+from offrl_jax.types import Agent, Spec
 
 script = scripts.load("speed/memory")
 
@@ -153,10 +153,7 @@ def test_a_state_is_what_a_population_holds_per_member():
     mesh = make_mesh(jax.local_devices()[:1])
     population = make_population(agent, dataset_sampler(), 3, mesh)
     each = jax.tree.map(lambda x: np.full(3, x, np.float32), hyper)
-    zeros: Any = np.zeros(7, np.float32)
-    obs: Any = np.zeros((7, SPEC.obs_dim), np.float32)
-    action: Any = np.zeros((7, SPEC.action_dim), np.float32)
-    table = stack_tasks([Transitions(obs, action, zeros, zeros, obs, action, zeros)])
+    table = stack_tasks([script.few_transitions(SPEC)])
     args = place(population, table, np.zeros(3, np.int32), each)
     state = population.init(np.arange(3), each)
     held = (state, each, population.no_sums[0](state, *args))
@@ -175,6 +172,12 @@ def test_a_process_is_measured_at_its_largest():
     assert 190 * MB < peak(200 * MB) - peak(0) < 210 * MB
     with pytest.raises(SystemExit, match="exit status"):
         script.peak_resident([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize("seeds", [(4, 4), (0, 2)])
+def test_seeds_that_cannot_be_compared_are_refused(seeds):
+    with pytest.raises(UsageError, match="takes a number, and a larger one"):
+        script.main(script.Settings(agents=("bc",), whole_runs=True, seeds=seeds))
 
 
 def test_estimates_grow_with_what_needs_memory():

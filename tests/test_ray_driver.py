@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -385,11 +386,14 @@ def test_ctrl_c_while_a_cluster_starts_is_no_error_of_ray(tmp_path, monkeypatch)
         pass
 
 
-def test_sigterm_stays_the_commands_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reached", [True, False])
+def test_sigterm_stays_the_commands_own(tmp_path, monkeypatch, reached):
     """Ray takes it when a driver connects."""
 
     def init(**_options):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not reached:
+            raise ConnectionError("nobody there")
 
     before = signal.getsignal(signal.SIGTERM)
     assert before != signal.SIG_IGN
@@ -397,8 +401,10 @@ def test_sigterm_stays_the_commands_own(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray_executor, "RayExecutor", lambda *_args: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    outcome = contextlib.nullcontext() if reached else pytest.raises(UsageError)
     try:
-        with cluster(Store(tmp_path)):
+        with outcome, cluster(Store(tmp_path)):
             assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGTERM, before)

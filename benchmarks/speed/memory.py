@@ -44,7 +44,7 @@ from offrl_jax.benchmark.suites import Protocol, Suite
 from offrl_jax.catalogue import load_task
 from offrl_jax.collection import on_policy_collector
 from offrl_jax.datasets.store import Store, default_data_dir
-from offrl_jax.errors import OffrlError
+from offrl_jax.errors import OffrlError, UsageError
 from offrl_jax.population import make_mesh, make_population, place
 from offrl_jax.sources import Source, dataset_sampler, stack_tasks
 from offrl_jax.types import Agent, Hyper, Spec, Transitions
@@ -103,6 +103,14 @@ class Measurement(NamedTuple):
         return (self.allocated - self.state) / self.traced
 
 
+def few_transitions(spec: Spec) -> Transitions:
+    """Seven of zeros: data cost nothing more for more members."""
+    one: Any = np.zeros(7, np.float32)
+    obs: Any = np.zeros((7, spec.obs_dim), np.float32)
+    action: Any = np.zeros((7, spec.action_dim), np.float32)
+    return Transitions(obs, action, one, one, obs, action, one)
+
+
 def allocated_by(program: Callable[..., Any], *args: Any) -> int:
     """Bytes of a program's arguments and temporaries; it may overwrite the first."""
     compiled = jax.jit(program, donate_argnums=0).lower(*args).compile()
@@ -122,11 +130,7 @@ def allocated_per_member(
       hyper: scalar leaves.
       spec: of the synthetic transitions.
     """
-    rows = 7  # the data cost nothing more for more members
-    zeros: Any = np.zeros(rows, np.float32)
-    obs: Any = np.zeros((rows, spec.obs_dim), np.float32)
-    action: Any = np.zeros((rows, spec.action_dim), np.float32)
-    table = stack_tasks([Transitions(obs, action, zeros, zeros, obs, action, zeros)])
+    table = stack_tasks([few_transitions(spec)])
     mesh = make_mesh(jax.local_devices()[:1])
 
     def totals(members: int) -> Iterator[int]:
@@ -264,7 +268,14 @@ def tabulate_whole(runs: Iterable[WholeRun]) -> Table:
 
 
 def main(settings: Settings) -> None:
-    """Measures and prints a table with its conditions."""
+    """Measures and prints a table with its conditions.
+
+    Raises:
+      UsageError: an unknown agent, or numbers of seeds that cannot be compared.
+    """
+    few, many = settings.seeds
+    if not 1 <= few < many:
+        raise UsageError(f"--seeds {few} {many}: takes a number, and a larger one")
     configure_jax()
     console = Console(width=max(100, Console().width))
     entries = [get_entry(name) for name in settings.agents or REGISTRY]
@@ -272,8 +283,8 @@ def main(settings: Settings) -> None:
         runs = [measure_whole_runs(each.name, settings.seeds) for each in entries]
         console.print(tabulate_whole(runs))
         console.print(
-            f"{TASK}, {settings.seeds[0]} and {settings.seeds[1]} seeds, {UPDATES} "
-            f"updates, {PROTOCOL.episodes} episodes"
+            f"{TASK}, {few} and {many} seeds, {UPDATES} updates, "
+            f"{PROTOCOL.episodes} episodes"
         )
     else:
         found = [

@@ -120,9 +120,11 @@ def cluster(
             )
     except Exception as error:  # Ray raises many kinds, and plain ones too
         raise _unreachable(address, str(error)) from error
-    if before is not None and threading.current_thread() is threading.main_thread():
-        # Ray takes the signal for itself, and would exit with another code.
-        signal.signal(signal.SIGTERM, before)
+    finally:
+        in_main = threading.current_thread() is threading.main_thread()
+        if before is not None and in_main:
+            # Ray takes the signal for itself, and would exit with another code.
+            signal.signal(signal.SIGTERM, before)
     try:
         yield RayExecutor(store, wait, cpus)
     finally:
